@@ -1,0 +1,1 @@
+"""The parts of the command line (`zoo.cli` puts them together)."""

@@ -1,0 +1,6 @@
+"""The command line."""
+
+
+def main() -> int:
+    """Runs the ``zoo`` command."""
+    return 0

@@ -1,0 +1,57 @@
+"""What happened in a run, told once: a line in ``events.jsonl``, a point in the logger, a line in the terminal."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.io import append_json
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+EVENTS_FILE = "events.jsonl"
+
+
+def run_folder(trainer: "Trainer") -> Path:
+    """The folder of a run: the first logger's, else ``default_root_dir``.
+
+    Unlike `trainer.log_dir` this is no collective call, so one rank alone may ask. Only the answer on global rank
+    zero counts: on the others a logger may not know its version.
+    """
+    for logger in trainer.loggers:
+        for name in ("log_dir", "save_dir"):
+            folder = getattr(logger, name, None)
+            if isinstance(folder, str | Path):  # a DummyLogger answers to any name
+                return Path(folder)
+    return Path(trainer.default_root_dir)
+
+
+def record(trainer: "Trainer", event: str, message: str, **facts: str | int | float | bool | None) -> None:
+    """Records an event of a run on global rank zero; the other ranks may call it too and write nothing.
+
+    Args:
+        trainer: The running Trainer.
+        event: What happened, in one or two words with underscores: ``"branch_saved"``.
+        message: The terminal's line.
+        **facts: Plain values for the file, kept as they are.
+
+    The logger gets ``event/<event> = 1`` at this step. A `fast_dev_run` leaves no file behind.
+    """
+    if not trainer.is_global_zero:
+        return
+    from lightning.pytorch.utilities import rank_zero_info
+
+    entry: dict[str, Any] = {
+        "time": round(time.time(), 3),
+        "step": trainer.global_step,
+        "epoch": trainer.current_epoch,
+        "event": event,
+        "message": message,
+    }
+    if clash := sorted(entry.keys() & facts.keys()):
+        raise ValueError(f"facts {clash} have the names of fields that every event has")
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        append_json(run_folder(trainer) / EVENTS_FILE, entry | facts)
+    for logger in trainer.loggers:
+        logger.log_metrics({f"event/{event}": 1.0}, step=trainer.global_step)
+    rank_zero_info(message)

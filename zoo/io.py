@@ -1,0 +1,174 @@
+"""Files that are either whole or absent, and loads that execute nothing.
+
+Every file the zoo writes goes to a temporary name in the same folder, is flushed to disk, and then renamed, so a
+crash leaves the old file or the new one. Tensors are kept as safetensors with a sha256 for each tensor in the header;
+checkpoints are read with ``weights_only=True`` and never any other way.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SHA = "sha256:"  # prefix of our keys in a safetensors header
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path to write to; it becomes ``path`` when the block ends without an error.
+
+    Args:
+        path: The file to make. Missing parent folders are made.
+
+    Yields:
+        The temporary path, in the same folder and with the same suffix.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        with open(name, "rb+") as file:  # flush before the rename: after a power cut the new name holds new bytes
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes private files
+        os.replace(name, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def atomic_write(path: str | Path, content: str | bytes) -> None:
+    """Writes ``content`` (text as UTF-8) to ``path``, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def append_json(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Appends one JSON line in one write, so that readers never see half a line of a living process."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = (json.dumps(record) + "\n").encode()
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(handle, line)
+    finally:
+        os.close(handle)
+
+
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; a last line cut short by a crash is left out.
+
+    Raises:
+        ValueError: a line other than the last is not JSON.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+    return records
+
+
+def sha256(tensor: Tensor) -> str:
+    """Checksum of a tensor's dtype, shape and values.
+
+    >>> sha256(torch.zeros(2)) == sha256(torch.zeros(2)), sha256(torch.zeros(2)) == sha256(torch.zeros(1, 2))
+    (True, False)
+    """
+    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.numel():
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Saves tensors as one safetensors file that carries the sha256 of each tensor in its header.
+
+    Args:
+        path: The file to make.
+        tensors: Names to tensors; views and shared memory are written out in full.
+        metadata: Further text for the header.
+    """
+    from safetensors.torch import save_file
+
+    whole = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    header = dict(metadata or {}) | {_SHA + name: sha256(tensor) for name, tensor in whole.items()}
+    with atomic_path(path) as temporary:
+        save_file(whole, temporary, metadata=header)
+
+
+def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Loads a safetensors file and compares each tensor with its checksum, where the file has one.
+
+    Args:
+        path: The file.
+        device: Where to put the tensors.
+
+    Returns:
+        The tensors, and the header's metadata without the checksums.
+
+    Raises:
+        ValueError: the file is not safetensors, or a tensor is not the one that was saved.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no __iter__)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    sums = {key.removeprefix(_SHA): value for key, value in metadata.items() if key.startswith(_SHA)}
+    if missing := sorted(sums.keys() - tensors.keys()):
+        raise ValueError(f"{path} lacks the tensors {missing} that its header names: the file is damaged")
+    for name, expected in sums.items():
+        if sha256(tensors[name]) != expected:
+            raise ValueError(f"tensor {name!r} in {path} is not what was saved (sha256 differs): the file is damaged")
+    plain = {key: value for key, value in metadata.items() if not key.startswith(_SHA)}
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, plain
+
+
+def load_checkpoint(path: str | Path, lazy: bool = False) -> dict[str, Any]:
+    """Reads a Lightning checkpoint on the CPU, tensors and plain values only.
+
+    Args:
+        path: A local file.
+        lazy: Map the file rather than read it: cheap where only a few entries are wanted.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, is no checkpoint, or holds objects beyond tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        cause = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} cannot be loaded as tensors and plain values: {cause}. A file cut short is damaged; one that "
+            "holds Python objects is refused, since loading it could run code."
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'")
+    return checkpoint
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,10 @@
+"""Metrics that no library has: torchmetrics classes and the pure functions under them."""
+
+from typing import TYPE_CHECKING
+
+from zoo._lazy import attach
+
+if TYPE_CHECKING:
+    pass
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

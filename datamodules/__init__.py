@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from zoo._lazy import attach
 
 if TYPE_CHECKING:
-    pass
+    from zoo.datamodules.digits import Digits
+    from zoo.datamodules.eight_gaussians import EightGaussians
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,0 +1,63 @@
+"""The four loaders of a datamodule whose `setup` fills ``train_set``, ``val_set`` and ``test_set``."""
+
+from typing import Any
+
+import torch
+
+from zoo.base import ZooDataModule
+from zoo.datamodules._loader import Loader
+
+
+class SplitDataModule(ZooDataModule):
+    """A datamodule over map-style datasets; every loader is a `Loader` and a resumed run sees the same batches.
+
+    A subclass fills ``train_set``, ``val_set`` and ``test_set`` in `setup`. Without a Trainer the loaders are those
+    of one process.
+
+    Args:
+        batch_size: Items per batch and process.
+        num_workers: Worker processes that read ahead.
+        seed: Seed of the training order. None takes the run's, or 0 without one.
+    """
+
+    train_set: Any
+    val_set: Any
+    test_set: Any
+
+    def __init__(self, batch_size: int, num_workers: int = 0, seed: int | None = None) -> None:
+        super().__init__(seed)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled whole batches, without end over the epochs."""
+        return self._loader(self.train_set, train=True)
+
+    def val_dataloader(self) -> Loader:
+        """Every validation item once, in order."""
+        return self._loader(self.val_set, train=False)
+
+    def test_dataloader(self) -> Loader:
+        """Every test item once, in order."""
+        return self._loader(self.test_set, train=False)
+
+    def predict_dataloader(self) -> Loader:
+        """The test items: their labels are what is asked of a generative model."""
+        return self._loader(self.test_set, train=False)
+
+    def _loader(self, dataset: Any, train: bool) -> Loader:
+        trainer = self.trainer
+        return Loader(
+            dataset,
+            self.batch_size,
+            train=train,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )

@@ -1,7 +1,9 @@
 """Callbacks for any LightningModule: one run-time behaviour, one file."""
 
 if __name__ != "zoo.callbacks":
-    raise ImportError("this folder installs as zoo.callbacks: import zoo.callbacks, after `pip install -e .`")
+    raise ImportError(
+        "import zoo.callbacks, not callbacks: this folder installs inside zoo (pip install -e .)"
+    )
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
 """Bundled configs: `zoo fit --config NAME` takes the path below this folder, without `.yaml`."""
 
 if __name__ != "zoo.configs":
-    raise ImportError("this folder installs as zoo.configs: import zoo.configs, after `pip install -e .`")
+    raise ImportError("import zoo.configs, not configs: this folder installs inside zoo (pip install -e .)")

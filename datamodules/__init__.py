@@ -1,7 +1,9 @@
 """LightningDataModules: one source of data, one file. Each has a default that needs no download."""
 
 if __name__ != "zoo.datamodules":
-    raise ImportError("this folder installs as zoo.datamodules: import zoo.datamodules, after `pip install -e .`")
+    raise ImportError(
+        "import zoo.datamodules, not datamodules: this folder installs inside zoo (pip install -e .)"
+    )
 
 from typing import TYPE_CHECKING
 

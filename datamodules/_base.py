@@ -9,10 +9,10 @@ from zoo.datamodules._loader import Loader
 
 
 class SplitDataModule(ZooDataModule):
-    """A datamodule over map-style datasets; every loader is a `Loader` and a resumed run sees the same batches.
+    """A datamodule over map-style datasets, with loaders that a resumed run continues (`Loader`).
 
-    A subclass fills ``train_set``, ``val_set`` and ``test_set`` in `setup`. Without a Trainer the loaders are those
-    of one process.
+    A subclass fills ``train_set``, ``val_set`` and ``test_set`` in `setup`. Without a Trainer the loaders are
+    those of one process.
 
     Args:
         batch_size: Items per batch and process.

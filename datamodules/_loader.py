@@ -1,9 +1,9 @@
 """One loader for all datamodules: every batch is a function of (seed, position), and the loader has state.
 
-Stock DataLoaders draw the order of each epoch from the global generator and start over on a resume. `Loader` computes
-the order from its seed (`zoo.rng.permutation`), shards it over ranks by itself, and gives Lightning a ``state_dict``,
-so a run resumed in mid-epoch sees the batches it would have seen. Each batch carries the global index of its items
-under ``"index"``.
+Stock DataLoaders draw the order of each epoch from the global generator and start over on a resume. `Loader`
+computes the order from its seed (`zoo.rng.permutation`), shards it over ranks by itself, and gives Lightning
+a ``state_dict``, so a run resumed in mid-epoch sees the batches it would have seen. Each batch carries the
+global index of its items under ``"index"``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ Batch = dict[str, Any]
 
 
 class Table(Dataset):
-    """Items held in memory as tensors with a common first dimension; a batch is one indexing operation per column.
+    """Items held in memory, one row of each column; a batch is one indexing operation per column.
 
     Args:
         columns: Names to tensors (N, ...).
@@ -68,11 +68,11 @@ def _identity(batch: Batch) -> Batch:
 class Loader:
     """Batches of a map-style dataset in an order that depends on nothing but (seed, position).
 
-    Training (``train=True``) is one endless stream of passes, each shuffled anew, that iterators cut into epochs: the
-    next iterator goes on where the last one stopped. The global batch of ``batch_size * world_size`` items is dealt
-    out to the ranks in turn, and items that do not fill one more global batch are left to later passes. Evaluation:
-    the order is fixed, each iterator starts anew and every item comes exactly once; all ranks get equally many
-    batches, whose sizes differ by one at most.
+    Training (``train=True``) is one endless stream of passes, each shuffled anew, that iterators cut into
+    epochs: the next iterator goes on where the last one stopped. The global batch of ``batch_size *
+    world_size`` items is dealt out to the ranks in turn, and items that do not fill one more global batch are
+    left to later passes. Evaluation: the order is fixed, each iterator starts anew and every item comes
+    exactly once; all ranks get equally many batches, whose sizes differ by one at most.
 
     Args:
         dataset: Items as dicts of fields.
@@ -81,8 +81,8 @@ class Loader:
         seed: Seed of the order.
         rank: This process.
         world_size: Number of processes.
-        num_workers: Worker processes that read ahead. Random augmentations in workers must draw from `zoo.rng`, since
-            the workers' own generators start anew on a resume.
+        num_workers: Worker processes that read ahead. Random augmentations in workers must draw from
+            `zoo.rng`, since the workers' own generators start anew on a resume.
         pin_memory: Copy batches to pinned memory, for GPUs.
         collate: Makes a batch of a list of items; a `Table` needs none.
 
@@ -107,8 +107,8 @@ class Loader:
         needed = batch_size * world_size if train else world_size
         if len(dataset) < needed:
             raise ValueError(
-                f"{len(dataset)} items cannot fill one batch of {batch_size} on each of {world_size} processes: "
-                "lower batch_size or the number of devices"
+                f"{len(dataset)} items cannot fill one batch of {batch_size} on each of {world_size} "
+                "processes: lower batch_size or the number of devices"
             )
         self.dataset = dataset
         self.batch_size = batch_size
@@ -129,7 +129,8 @@ class Loader:
         if self.train:
             order = rng.permutation(self.seed, number, len(self.dataset))
             per_step = self.batch_size * self.world_size
-            return [order[k * per_step : (k + 1) * per_step][self.rank :: self.world_size] for k in range(len(self))]
+            whole = order[: len(self) * per_step].reshape(len(self), self.batch_size, self.world_size)
+            return list(whole[:, :, self.rank])  # dealt out in turn
         # Near-equal cells, batch-major: cell k * world_size + rank.
         cells = torch.arange(len(self.dataset)).tensor_split(len(self) * self.world_size)
         return list(cells[self.rank :: self.world_size])
@@ -146,7 +147,7 @@ class Loader:
             collate_fn=_identity,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
-            generator=torch.Generator().manual_seed(0),  # its own, so that making an iterator draws nothing global
+            generator=torch.Generator().manual_seed(0),  # its own: making an iterator draws nothing global
         )
         for batch in loader:
             self._position += 1  # counted when given out: workers may be further ahead
@@ -165,7 +166,7 @@ class Loader:
         for name, now in (("seed", self.seed), ("length", len(self))):
             if state[name] != now:
                 raise ValueError(
-                    f"cannot resume the data order: the checkpoint's loader had {name} {state[name]}, this one has "
-                    f"{now}. Resume with the same data, seed, batch_size and number of processes"
+                    f"cannot resume the data order: the checkpoint's loader had {name} {state[name]}, this one "
+                    f"has {now}. Resume with the same data, seed, batch_size and number of processes"
                 )
         self._position = state["position"]

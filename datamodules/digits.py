@@ -1,4 +1,4 @@
-"""Handwritten digits: 1,797 real 8 x 8 gray images in ten classes, shipped inside scikit-learn (no download)."""
+"""Handwritten digits: 1,797 real 8 x 8 gray images in ten classes, shipped inside scikit-learn."""
 
 import torch
 
@@ -12,9 +12,9 @@ _SPLIT_SEED = 0  # of the held-out rows: the same for every run, so that numbers
 class Digits(SplitDataModule):
     """UCI handwritten digits (Alpaydin and Kaynak 1998): the 1,797 images that scikit-learn ships.
 
-    Batches are dicts: ``x`` (B, 1, 8, 8) float32 in [-1, 1] (the pixels are whole numbers 0..16, divided by 8, less
-    1), ``label`` (B,) int64, ``index`` (B,) int64, the row in its split. A fifth of each class (359 images), the same
-    for every seed, is held out for validation and test.
+    Batches are dicts: ``x`` (B, 1, 8, 8) float32 in [-1, 1] (the pixels are whole numbers 0..16, divided by
+    8, less 1), ``label`` (B,) int64, ``index`` (B,) int64, the row in its split. A fifth of each class (355
+    images), the same for every seed, is held out for validation and test.
 
     Args:
         batch_size: Items per batch and process.

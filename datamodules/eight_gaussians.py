@@ -12,8 +12,8 @@ from zoo.datamodules._loader import Table
 class EightGaussians(SplitDataModule):
     """Points of eight equal Gaussians whose means stand on a circle.
 
-    Batches are dicts: ``x`` (B, 2) float32, ``label`` (B,) int64, the component 0..7 counted from the x axis against
-    the clock, ``index`` (B,) int64, the row in its split. Every point is a function of its row.
+    Batches are dicts: ``x`` (B, 2) float32, ``label`` (B,) int64, the component 0..7 counted from the x axis
+    against the clock, ``index`` (B,) int64, the row in its split. Every point is a function of its row.
 
     Args:
         batch_size: Points per batch and process.

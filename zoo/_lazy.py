@@ -13,9 +13,9 @@ from typing import Any
 
 
 def table(source: str) -> dict[str, str]:
-    """Maps each name imported under ``if TYPE_CHECKING:`` in ``source`` to the absolute module that defines it.
+    r"""Maps each name imported under ``if TYPE_CHECKING:`` in ``source`` to the module that defines it.
 
-    >>> table("if TYPE_CHECKING:\\n    from zoo.flow.times import TimeSampler as TimeSampler")
+    >>> table("if TYPE_CHECKING:\n    from zoo.flow.times import TimeSampler as TimeSampler")
     {'TimeSampler': 'zoo.flow.times'}
     """
     names: dict[str, str] = {}
@@ -33,7 +33,9 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
 
     def __getattr__(name: str) -> Any:
         if name not in names:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {', '.join(sorted(names))}")
+            raise AttributeError(
+                f"module {package!r} has no attribute {name!r}; it has {', '.join(sorted(names))}"
+            )
         return getattr(importlib.import_module(names[name]), name)
 
     return __getattr__, lambda: sorted(names), sorted(names)

@@ -1,8 +1,9 @@
 """Base classes of the zoo's LightningModules and LightningDataModules: what each owes its user, written once.
 
-* Hyperparameters hold plain values and tensors only. They are filtered when they are set, before a logger, a deep
-  copy or a checkpoint sees them, so every checkpoint loads with ``weights_only=True``. The names of what was dropped
-  travel with the checkpoint, and `load_from_checkpoint` asks for each of them again.
+* Hyperparameters hold plain values and tensors only. They are filtered when they are set, before a logger, a
+deep
+  copy or a checkpoint sees them, so every checkpoint loads with ``weights_only=True``. The names of what was
+  dropped travel with the checkpoint, and `load_from_checkpoint` asks for each of them again.
 * Optimizer and learning-rate schedule are injected.
 * `init_from` starts a run from the weights of another one.
 """
@@ -46,11 +47,12 @@ class _PlainHyperparameters:
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, **kwargs: Any) -> Self:
-        """Rebuilds the object from a checkpoint; a module or optimizer given to the constructor must be given again.
+        """Rebuilds the object from a checkpoint; objects given to the constructor must be given again.
 
         Args:
             checkpoint_path: The file.
-            **kwargs: Lightning's own (``map_location``, ``hparams_file``, ``strict``) and constructor arguments,
+            **kwargs: Lightning's own (``map_location``, ``hparams_file``, ``strict``) and constructor
+            arguments,
                 which win over the saved ones. ``weights_only`` is always True.
 
         Raises:
@@ -61,8 +63,8 @@ class _PlainHyperparameters:
         missing = [name for name in saved.get(_DROPPED, []) if name not in kwargs]
         if missing:
             raise TypeError(
-                f"{checkpoint_path} does not hold the constructor arguments {', '.join(missing)} of {cls.__name__} "
-                "(objects are not kept in checkpoints): pass them again, for example "
+                f"{checkpoint_path} does not hold the constructor arguments {', '.join(missing)} of "
+                f"{cls.__name__} (objects are not kept in checkpoints): pass them again, for example "
                 f"{cls.__name__}.load_from_checkpoint(path, {', '.join(f'{name}=...' for name in missing)})"
             )
         return super().load_from_checkpoint(  # type: ignore[misc]
@@ -97,8 +99,8 @@ def load_weights(
     Args:
         module: The module to fill.
         path: A checkpoint of a module with (some of) the same parameter names.
-        weights: ``"ema"`` for the averaged weights where the run kept an average, ``"raw"`` for the weights that
-            the optimizer updated. A run without an average has one set, which both names mean.
+        weights: ``"ema"`` for the averaged weights where the run kept an average, ``"raw"`` for the weights
+            that the optimizer updated. A run without an average has one set, which both names mean.
 
     Returns:
         What matched and what did not.
@@ -110,7 +112,9 @@ def load_weights(
         raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
     checkpoint = load_checkpoint(path)
     # Lightning's WeightAveraging puts the average under `state_dict` and the raw weights beside it.
-    source = checkpoint.get("current_model_state", checkpoint["state_dict"]) if weights == "raw" else checkpoint["state_dict"]
+    source = checkpoint["state_dict"]
+    if weights == "raw":
+        source = checkpoint.get("current_model_state", source)
     target = module.state_dict()
     matched = tuple(name for name in target if name in source and source[name].shape == target[name].shape)
     report = WeightReport(
@@ -133,10 +137,12 @@ class ZooModule(_PlainHyperparameters, LightningModule):
     Args:
         optimizer: Builds the optimizer from the trainable parameters.
         lr_scheduler: Builds a schedule from the optimizer; it is stepped after every update.
-        init_from: Checkpoint whose weights this run starts from; only names and shapes that agree are taken. A
-            resumed run (`ckpt_path`) ignores it.
-        init_weights: Which weights of ``init_from``: the average ("ema") or what the optimizer updated ("raw").
-        seed: Seed of this module's draws (`zoo.rng`). None takes the run's (`seed_everything`), or 0 without one.
+        init_from: Checkpoint whose weights this run starts from; only names and shapes that agree are taken.
+            A resumed run (`ckpt_path`) ignores it.
+        init_weights: Which weights of ``init_from``: the average ("ema") or what the optimizer updated
+            ("raw").
+        seed: Seed of this module's draws (`zoo.rng`). None takes the run's (`seed_everything`), or 0 without
+            one.
     """
 
     def __init__(
@@ -175,7 +181,7 @@ class ZooModule(_PlainHyperparameters, LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        """The injected optimizer over the trainable parameters, and the injected schedule, stepped per update."""
+        """The injected optimizer over the trainable parameters; the injected schedule steps per update."""
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         if self.lr_scheduler is None:
             return optimizer

@@ -1,4 +1,4 @@
-"""What happened in a run, told once: a line in ``events.jsonl``, a point in the logger, a line in the terminal."""
+"""What happened in a run: a line in ``events.jsonl``, a point in the logger, a line in the terminal."""
 
 import time
 from pathlib import Path
@@ -15,8 +15,8 @@ EVENTS_FILE = "events.jsonl"
 def run_folder(trainer: "Trainer") -> Path:
     """The folder of a run: the first logger's, else ``default_root_dir``.
 
-    Unlike `trainer.log_dir` this is no collective call, so one rank alone may ask. Only the answer on global rank
-    zero counts: on the others a logger may not know its version.
+    Unlike `trainer.log_dir` this is no collective call, so one rank alone may ask. Only the answer on global
+    rank zero counts: on the others a logger may not know its version.
     """
     for logger in trainer.loggers:
         for name in ("log_dir", "save_dir"):

@@ -1,8 +1,8 @@
 """Files that are either whole or absent, and loads that execute nothing.
 
-Every file the zoo writes goes to a temporary name in the same folder, is flushed to disk, and then renamed, so a
-crash leaves the old file or the new one. Tensors are kept as safetensors with a sha256 for each tensor in the header;
-checkpoints are read with ``weights_only=True`` and never any other way.
+Every file the zoo writes goes to a temporary name in the same folder, is flushed to disk, and then renamed,
+so a crash leaves the old file or the new one. Tensors are kept as safetensors with a sha256 for each tensor
+in the header; checkpoints are read with ``weights_only=True`` and never any other way.
 """
 
 import hashlib
@@ -37,7 +37,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(name)
-        with open(name, "rb+") as file:  # flush before the rename: after a power cut the new name holds new bytes
+        # Flush before the rename: after a power cut the new name holds new bytes.
+        with open(name, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())  # mkstemp makes private files
         os.replace(name, path)
@@ -94,7 +95,9 @@ def sha256(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Saves tensors as one safetensors file that carries the sha256 of each tensor in its header.
 
     Args:
@@ -104,7 +107,9 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     """
     from safetensors.torch import save_file
 
-    whole = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    whole = {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
     header = dict(metadata or {}) | {_SHA + name: sha256(tensor) for name, tensor in whole.items()}
     with atomic_path(path) as temporary:
         save_file(whole, temporary, metadata=header)
@@ -136,7 +141,7 @@ def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
         raise ValueError(f"{path} lacks the tensors {missing} that its header names: the file is damaged")
     for name, expected in sums.items():
         if sha256(tensors[name]) != expected:
-            raise ValueError(f"tensor {name!r} in {path} is not what was saved (sha256 differs): the file is damaged")
+            raise ValueError(f"tensor {name!r} in {path} differs from its sha256: the file is damaged")
     plain = {key: value for key, value in metadata.items() if not key.startswith(_SHA)}
     return {name: tensor.to(device) for name, tensor in tensors.items()}, plain
 
@@ -160,8 +165,8 @@ def load_checkpoint(path: str | Path, lazy: bool = False) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         cause = str(error).splitlines()[0]
         raise ValueError(
-            f"{path} cannot be loaded as tensors and plain values: {cause}. A file cut short is damaged; one that "
-            "holds Python objects is refused, since loading it could run code."
+            f"{path} cannot be loaded as tensors and plain values: {cause}. A file cut short is damaged; one "
+            "that holds Python objects is refused, since loading it could run code."
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'")

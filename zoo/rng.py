@@ -1,12 +1,12 @@
 """Counter-based random draws: a pure function of (seed, step, item), equal wherever the item lands.
 
-A draw depends on the run's seed, the optimizer step, the *global index of the data item* and the name of what is
-drawn, and on nothing else: not on the batch size, the rank, the position in the batch, or what was drawn before.
-One process on a batch of 64 and two on 32 each therefore see the same noise, and a resumed run continues exactly,
-with no generator state to save.
+A draw depends on the run's seed, the optimizer step, the *global index of the data item* and the name of what
+is drawn, and on nothing else: not on the batch size, the rank, the position in the batch, or what was drawn
+before. One process on a batch of 64 and two on 32 each therefore see the same noise, and a resumed run
+continues exactly, with no generator state to save.
 
-The generator is splitmix64 (Steele, Lea, Flood 2014; the constants are Vigna's): each (seed, name, step, item) starts
-a stream of its own, hashed by the same finalizer, all items at once in int64 arithmetic.
+The generator is splitmix64 (Steele, Lea, Flood 2014; the constants are Vigna's): each (seed, name, step,
+item) starts a stream of its own, hashed by the same finalizer, all items at once in int64 arithmetic.
 """
 
 import math
@@ -70,7 +70,12 @@ def bits(seed: int, step: int, index: Tensor, count: int, name: str = "") -> Ten
 
 
 def uniform(
-    seed: int, step: int, index: Tensor, shape: Sequence[int] = (), name: str = "", dtype: torch.dtype = torch.float32
+    seed: int,
+    step: int,
+    index: Tensor,
+    shape: Sequence[int] = (),
+    name: str = "",
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Uniform draws in [0, 1) with the full mantissa of ``dtype`` (24 bits for float32, 53 for float64).
 
@@ -95,12 +100,17 @@ def uniform(
 
 
 def normal(
-    seed: int, step: int, index: Tensor, shape: Sequence[int] = (), name: str = "", dtype: torch.dtype = torch.float32
+    seed: int,
+    step: int,
+    index: Tensor,
+    shape: Sequence[int] = (),
+    name: str = "",
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Standard normal draws (Box-Muller on two halves of one 64-bit draw; the largest possible is 6.8).
 
-    Computed in float64 and rounded: vectorised and scalar code paths of a math library may differ in the last bit,
-    and rounding to float32 hides that, so the draw is the same at any place in any batch.
+    Computed in float64 and rounded: vectorised and scalar code paths of a math library may differ in the last
+    bit, and rounding to float32 hides that, so the draw is the same at any place in any batch.
 
     Args:
         seed: The run's seed.

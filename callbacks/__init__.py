@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from zoo._lazy import attach
 
 if TYPE_CHECKING:
-    pass
+    from zoo.callbacks.exact_resume import ExactResume
+    from zoo.callbacks.loss_curve import LossCurve
+    from zoo.callbacks.sample_grid import SampleGrid
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -9,7 +9,7 @@ from torch.nn import Module
 
 
 def averaged(trainer: Trainer, pl_module: LightningModule) -> LightningModule:
-    """The copy of the module with averaged weights, where a `WeightAveraging` callback keeps one; else the module."""
+    """The copy with averaged weights where a `WeightAveraging` callback keeps one, else the module."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
             module = callback._average_model.module

@@ -1,4 +1,4 @@
-"""Exact resume: a run of N steps, stopped and resumed for N more, equals a run of 2N steps bitwise (on the CPU).
+"""Exact resume: a run of N steps, resumed for N more, equals a run of 2N steps, bitwise on the CPU.
 
 Stock Lightning restores weights, optimizer, schedules and counters, but no random state: dropout masks and
 shuffled orders differ after a resume, so runs agree only when they were cut at an epoch's end and draw
@@ -17,9 +17,9 @@ State = dict[str, Any]
 
 
 def get_random_state() -> State:
-    """The states of Python's, NumPy's, torch's and the current CUDA device's global generators, as plain values."""
+    """The global generators of Python, NumPy, torch and the current CUDA device, as plain values."""
     version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 (it is this state we keep)
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     state: State = {
         "python": [version, list(words), gauss],
         "numpy": [
@@ -99,9 +99,9 @@ class ExactResume(Callback):
         """Refuses a resume that cannot be exact; restores the state if an epoch is about to begin."""
         if self._to_restore is not None and len(self._to_restore) != trainer.world_size:
             raise ValueError(
-                f"the checkpoint holds the random states of {len(self._to_restore)} processes, this run has "
-                f"{trainer.world_size}: resume with {len(self._to_restore)} processes, or start a new run from its "
-                "weights"
+                f"the checkpoint holds the random states of {len(self._to_restore)} processes, this run "
+                f"has {trainer.world_size}: resume with {len(self._to_restore)} processes, or start a new "
+                "run from its weights"
             )
         if self._epoch_ended:  # the next epoch's iterator draws its order first
             self._restore(trainer)
@@ -113,9 +113,10 @@ class ExactResume(Callback):
         loader = trainer.train_dataloader
         if not hasattr(loader, "state_dict"):
             rank_zero_warn(
-                f"ExactResume: the train loader ({type(loader).__name__}) has no state_dict, so the epoch that was "
-                "interrupted starts its data anew and this is not quite the run it would have been. A loader with "
-                "state_dict and load_state_dict (torchdata's StatefulDataLoader, the zoo's datamodules) cures it."
+                f"ExactResume: the train loader ({type(loader).__name__}) has no state_dict, so the epoch "
+                "that was interrupted starts its data anew and this is not quite the run it would have been. "
+                "A loader with state_dict and load_state_dict (torchdata's StatefulDataLoader, the zoo's "
+                "datamodules) cures it."
             )
         self._restore(trainer)
 

@@ -11,7 +11,7 @@ from zoo.io import atomic_path
 
 
 class LossCurve(Callback):
-    """Draws columns of ``metrics.csv`` against the step at the end of training, into ``loss.png`` in the run folder.
+    """Draws columns of ``metrics.csv`` against the step, into ``loss.png`` in the run folder, at the end.
 
     It reads the file that the `CSVLogger` wrote, so a resumed run shows the whole curve; with no `CSVLogger`
     there is nothing to draw, and that is said once.
@@ -21,7 +21,7 @@ class LossCurve(Callback):
         log_scale: Whether the vertical axes are logarithmic.
     """
 
-    def __init__(self, keys: list[str] = ["train/loss", "val/loss"], log_scale: bool = True) -> None:  # noqa: B006
+    def __init__(self, keys: list[str] = ["train/loss", "val/loss"], log_scale: bool = True) -> None:
         if not keys:
             raise ValueError("keys must name at least one logged value, got none")
         self.keys = list(keys)

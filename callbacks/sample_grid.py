@@ -35,7 +35,7 @@ class SampleGrid(Callback):
         every_n_steps: int = 0,
         labels: list[int] = list(range(10)),
         per_label: int = 8,
-        steps: list[int] = [1, 4],  # noqa: B006 (jsonargparse copies defaults, and YAML shows them)
+        steps: list[int] = [1, 4],
         seed: int = 0,
         scale: int = 4,
     ) -> None:

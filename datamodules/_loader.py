@@ -166,7 +166,7 @@ class Loader:
         for name, now in (("seed", self.seed), ("length", len(self))):
             if state[name] != now:
                 raise ValueError(
-                    f"cannot resume the data order: the checkpoint's loader had {name} {state[name]}, this one "
-                    f"has {now}. Resume with the same data, seed, batch_size and number of processes"
+                    f"cannot resume the data order: the checkpoint's loader had {name} {state[name]}, "
+                    f"this one has {now}. Resume with the same data, seed, batch_size and number of processes"
                 )
         self._position = state["position"]

@@ -13,5 +13,6 @@ if TYPE_CHECKING:
     from zoo.callbacks.exact_resume import ExactResume
     from zoo.callbacks.loss_curve import LossCurve
     from zoo.callbacks.sample_grid import SampleGrid
+    from zoo.callbacks.sample_report import SampleReport
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -45,6 +45,10 @@ class SplitDataModule(ZooDataModule):
         """Every test item once, in order."""
         return self._loader(self.test_set, train=False)
 
+    def reference_dataloader(self) -> Loader:
+        """Every training item once, in order: what generated samples are compared with."""
+        return self._loader(self.train_set, train=False)
+
     def predict_dataloader(self) -> Loader:
         """The test items: their labels are what is asked of a generative model."""
         return self._loader(self.test_set, train=False)

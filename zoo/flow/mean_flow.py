@@ -1,0 +1,208 @@
+"""Mean flow: learning u(z, t, h), the average velocity of a flow over the last h = t - r, without a teacher.
+
+Geng, Deng, Bai, Kolter, He 2025, "Mean Flows for One-step Generative Modeling", arXiv 2505.13447:
+
+* the identity u = v - (t - r) du/dt (equation 6), whose right side is the regression target (equations 9 to
+  11),
+* classifier-free guidance inside the target (equations 19 to 21, and its form with kappa in appendix B),
+* the adaptive weight 1 / (L + eps)^p of each item's squared error L (appendix B.2; p = 1 makes the loss about
+  flat, so watch L itself).
+
+Where we differ from the official code: it differentiates through one pass over the whole batch that also
+gives the target. Here the derivative du/dt is taken without gradient, on the items with r != t alone, and the
+gradient runs through an ordinary call of the network. Loss and gradients are the same; the call may be
+compiled, wrapped for several processes, or use attention kernels without a forward-mode derivative. With
+dropout the derivative and the guidance velocities are taken without it, so that dropout stays out of the
+target.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.flow.paths import LinearPath, expand
+from zoo.flow.tangent import evaluating, total_derivative
+
+
+def mean_flow_error(
+    network: Any,
+    x: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    h: Tensor,
+    label: Tensor | None = None,
+    count: int | None = None,
+    guided: Tensor | None = None,
+    omega: float = 1.0,
+    kappa: float = 0.0,
+    reduction: Literal["sum", "mean"] = "sum",
+) -> Tensor:
+    """The squared error of each item: algorithm 1 of the paper, up to the adaptive weight.
+
+    Args:
+        network: u(z, t, h, label), a module or a function. With ``guided`` it has an attribute
+            ``num_classes``.
+        x: Data (B, ...).
+        noise: Standard normal (B, ...).
+        t: Times (B,) in [0, 1].
+        h: Steps t - r (B,), at least 0.
+        label: Classes (B,), or None.
+        count: Promise that exactly the first ``count`` items have h > 0. None looks for them, which on a GPU
+            waits for the device.
+        guided: Which items have their velocity guided (R,): those inside the guidance interval whose label
+            was not dropped. None for no guidance.
+        omega: Guidance: share of the data's velocity.
+        kappa: Guidance: share of the network's conditional velocity.
+        reduction: Sum or mean over an item's values.
+
+    Returns:
+        (B,), with gradient to the network's parameters.
+
+    >>> zero = lambda z, t, h, label: torch.zeros_like(z)  # its error is the square of the velocity e - x
+    >>> x, noise, one = torch.tensor([[1.0]]), torch.tensor([[4.0]]), torch.ones(1)
+    >>> mean_flow_error(zero, x, noise, t=one, h=one).item()
+    9.0
+    """
+    path = LinearPath()
+    z, velocity = path.interpolate(x, noise, t), path.velocity(x, noise)
+    if guided is not None and label is not None:
+        velocity = guided_velocity(network, z, t, velocity, label, guided, omega, kappa)
+    target = mean_flow_target(network, z, t, h, velocity, label, count)
+    return squared_error(network(z, t, h, label), target, reduction)
+
+
+def mean_flow_target(
+    network: Any,
+    z: Tensor,
+    t: Tensor,
+    h: Tensor,
+    velocity: Tensor,
+    label: Tensor | None = None,
+    count: int | None = None,
+) -> Tensor:
+    """The regression target of u(z, t, h): v - h du/dt, which is v itself where h = 0.
+
+    Args:
+        network: u(z, t, h, label), a module or a function.
+        z: States (B, ...).
+        t: Times (B,).
+        h: Steps t - r (B,).
+        velocity: dz/dt, conditional or guided (B, ...).
+        label: Classes (B,), or None.
+        count: Promise that exactly the first ``count`` items have h > 0. None looks for them, which on a GPU
+            waits for the device.
+
+    Returns:
+        (B, ...), without gradient.
+
+    >>> u = lambda z, t, h, label: z * t[:, None]  # du/dt = v t + z
+    >>> z, velocity, one = torch.tensor([[5.0]]), torch.tensor([[2.0]]), torch.ones(1)
+    >>> mean_flow_target(u, z, one, 0.5 * one, velocity).item()  # 2 - 0.5 * (2 + 5)
+    -1.5
+    """
+    rows: slice | Tensor = slice(0, count) if count is not None else h.nonzero()[:, 0]
+    target = velocity.detach().clone()
+    if count == 0 or (isinstance(rows, Tensor) and not len(rows)):
+        return target
+    z, t, h, velocity = z[rows], t[rows], h[rows], velocity[rows]
+    derivative = total_derivative(network, z, t, h, velocity, None if label is None else label[rows])
+    target[rows] -= expand(h, derivative) * derivative
+    return target
+
+
+def guide(
+    velocity: Tensor, unconditional: Tensor, conditional: Tensor | None, omega: float, kappa: float
+) -> Tensor:
+    """The guided velocity omega v + (1 - omega - kappa) v_u + kappa v_c; its effective scale is omega / (1 -
+    kappa).
+
+    Args:
+        velocity: v (B, ...), of the pair of data and noise.
+        unconditional: v_u (B, ...), the network's velocity without a class.
+        conditional: v_c (B, ...), the network's velocity with the class; not looked at where ``kappa`` is 0.
+        omega: Share of the velocity itself.
+        kappa: Share of the network's conditional velocity.
+
+    >>> guide(torch.tensor(3.0), torch.tensor(1.0), None, omega=2.0, kappa=0.0).item()  # 1 + 2 * (3 - 1)
+    5.0
+    """
+    guided = omega * velocity + (1 - omega - kappa) * unconditional
+    if kappa == 0:
+        return guided
+    if conditional is None:
+        raise ValueError(f"kappa={kappa} mixes the conditional velocity in: conditional must not be None")
+    return guided + kappa * conditional
+
+
+def guided_velocity(
+    network: Any,
+    z: Tensor,
+    t: Tensor,
+    velocity: Tensor,
+    label: Tensor,
+    rows: Tensor,
+    omega: float,
+    kappa: float,
+) -> Tensor:
+    """The velocities with those in ``rows`` guided by the network's own, which one joined forward pass gives.
+
+    Args:
+        network: u(z, t, h, label); asked at h = 0, without gradient or dropout, with the label
+            ``network.num_classes`` for "no class".
+        z: States (B, ...).
+        t: Times (B,).
+        velocity: v (B, ...).
+        label: Classes (B,).
+        rows: Which items to guide (R,): those inside the guidance interval whose label was not dropped.
+        omega: Share of the velocity itself.
+        kappa: Share of the network's conditional velocity; 0 saves asking for it.
+
+    Returns:
+        (B, ...), without gradient.
+    """
+    if not len(rows):
+        return velocity
+    forward = network.forward if isinstance(network, nn.Module) else network
+    z, t, label = z[rows], t[rows], label[rows]
+    null = torch.full_like(label, network.num_classes)
+    with torch.no_grad(), evaluating(network):
+        if kappa == 0:
+            unconditional, conditional = forward(z, t, torch.zeros_like(t), null), None
+        else:
+            twice = torch.cat([z, z]), torch.cat([t, t]), t.new_zeros(2 * len(t)), torch.cat([null, label])
+            unconditional, conditional = forward(*twice).chunk(2)
+        guided = guide(velocity[rows], unconditional, conditional, omega, kappa)
+        return velocity.index_copy(0, rows, guided.to(velocity.dtype))
+
+
+def squared_error(prediction: Tensor, target: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
+    """Squared error of each item (B,), summed or averaged over its values.
+
+    >>> squared_error(torch.tensor([[3.0, 1.0]]), torch.zeros(1, 2), "sum").item()
+    10.0
+    """
+    squares = (prediction - target).square().flatten(1)  # (B, values)
+    return squares.sum(1) if reduction == "sum" else squares.mean(1)
+
+
+def adaptive(error: Tensor, power: float, eps: float) -> Tensor:
+    """Weighs each item's error L by 1 / (L + eps)^power, a number without gradient.
+
+    The size of L matters here: a sum over an item's values is as many times the mean as there are values, so
+    ``eps`` means another thing with each reduction.
+
+    Args:
+        error: L (B,), not negative.
+        power: p; 0 leaves the error as it is, 1 makes all items pull alike.
+        eps: Keeps the weight of a perfect item finite.
+
+    Returns:
+        (B,).
+
+    >>> adaptive(torch.tensor([3.0]), power=0.5, eps=1.0).item()
+    1.5
+    """
+    if power == 0:
+        return error
+    return error / (error.detach() + eps) ** power

@@ -1,0 +1,139 @@
+"""Embeddings that condition a network: times, class labels and patch positions.
+
+The sinusoids are those of DiT (Peebles and Xie 2022, arXiv 2212.09748), cosines first. As in MeanFlow (Geng
+et al. 2025, arXiv 2505.13447) times lie in [0, 1] and are *not* multiplied by 1000.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoids(t: Tensor, size: int, max_period: float = 10_000.0) -> Tensor:
+    """Cosines and sines of ``t`` at ``size / 2`` frequencies from 1 down to nearly 1 / max_period.
+
+    Args:
+        t: Times or positions (B,).
+        size: Features, even.
+        max_period: Longest period, in units of 2 pi.
+
+    Returns:
+        (B, size) in the dtype of ``t``: cosines, then sines.
+
+    >>> sinusoids(torch.tensor([0.0, 1.0], dtype=torch.float64), 4).round(decimals=4).tolist()
+    [[1.0, 1.0, 0.0, 0.0], [0.5403, 1.0, 0.8415, 0.01]]
+    """
+    if size % 2:
+        raise ValueError(f"size must be even (half cosines, half sines), got {size}")
+    half = size // 2
+    powers = torch.arange(half, device=t.device, dtype=t.dtype) / half
+    angles = t[:, None] * torch.exp(-math.log(max_period) * powers)  # (B, size / 2)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def grid_sinusoids(width: int, side: int) -> Tensor:
+    """Fixed positions of a square grid: half of the features tell the column, half the row, sines first.
+
+    Args:
+        width: Features, a multiple of 4.
+        side: Cells along each side.
+
+    Returns:
+        (side * side, width) float32, row by row.
+
+    >>> grid_sinusoids(4, 2).double().round(decimals=2).tolist()
+    [[0.0, 1.0, 0.0, 1.0], [0.84, 0.54, 0.0, 1.0], [0.0, 1.0, 0.84, 0.54], [0.84, 0.54, 0.84, 0.54]]
+    """
+    if width % 4:
+        raise ValueError(f"width must be a multiple of 4 (sine and cosine of column and row), got {width}")
+    axis = torch.arange(side, dtype=torch.float64)
+    features = sinusoids(axis, width // 2)  # (side, width / 2)
+    cosine, sine = features.chunk(2, dim=-1)
+    features = torch.cat([sine, cosine], dim=-1)
+    column = features.repeat(side, 1)  # (side * side, width / 2)
+    row = features.repeat_interleave(side, dim=0)
+    return torch.cat([column, row], dim=-1).float()
+
+
+class TimeEmbedder(nn.Module):
+    """Sinusoids of a time followed by a two-layer perceptron.
+
+    Args:
+        width: Output features.
+        frequencies: Number of sinusoidal features, even.
+    """
+
+    def __init__(self, width: int, frequencies: int = 256) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        first, second = nn.Linear(frequencies, width), nn.Linear(width, width)
+        for layer in (first, second):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(first, nn.SiLU(), second)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embeds times (B,) as (B, width)."""
+        features = sinusoids(t, self.frequencies)  # in the dtype of t: bfloat16 would blur the times
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
+
+
+class LabelEmbedder(nn.Module):
+    """A table of class embeddings whose last row, number ``num_classes``, stands for "no class".
+
+    Args:
+        num_classes: Number of classes.
+        width: Output features.
+    """
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+        nn.init.normal_(self.embedding_table.weight, std=0.02)
+
+    def forward(self, label: Tensor) -> Tensor:
+        """Embeds labels (B,) in [0, num_classes] as (B, width)."""
+        return self.embedding_table(label)
+
+
+class TwoTimeNetwork(nn.Module):
+    """What our networks u(z, t, h, label) share: the condition, a sum of the embeddings of t, h and the
+    label.
+
+    Args:
+        shape: Shape of one item.
+        width: Features of the condition.
+        num_classes: Number of classes; label ``num_classes`` means "no class". None for a network without
+            classes.
+        frequencies: Number of sinusoidal features of each time.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], width: int, num_classes: int | None, frequencies: int = 256
+    ) -> None:
+        super().__init__()
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(
+                f"num_classes must be at least 1, or null for a network without classes; got {num_classes}"
+            )
+        self.shape = shape
+        self.num_classes = num_classes
+        self.t_embedder = TimeEmbedder(width, frequencies)
+        self.h_embedder = TimeEmbedder(width, frequencies)
+        self.y_embedder = None if num_classes is None else LabelEmbedder(num_classes, width)
+
+    def condition(self, t: Tensor, h: Tensor, label: Tensor | None) -> Tensor:
+        """Embeds times ``t`` (B,), steps ``h`` (B,) and classes ``label`` (B,), None for no class: (B,
+        width)."""
+        embedding = self.t_embedder(t) + self.h_embedder(h)
+        if self.y_embedder is None or self.num_classes is None:
+            if label is not None:
+                raise ValueError(
+                    f"this {type(self).__name__} has num_classes=null and takes no labels: pass label=None, "
+                    "or build it with num_classes"
+                )
+            return embedding
+        if label is None:
+            label = torch.full(t.shape, self.num_classes, device=t.device)
+        return embedding + self.y_embedder(label)

@@ -45,8 +45,8 @@ class SampleReport(Callback):
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if datamodule is None:
             raise ValueError(
-                "SampleReport compares samples with the training split and needs a datamodule: pass datamodule=... "
-                "to trainer.test"
+                "SampleReport compares samples with the training split: pass a datamodule to trainer.test "
+                "(datamodule=...)"
             )
         self._quality = {steps: SampleQuality().to(pl_module.device) for steps in self.steps}
         reference = getattr(datamodule, "reference_dataloader", datamodule.train_dataloader)()

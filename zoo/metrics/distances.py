@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Squared Frechet distance |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)) of the Gaussians fitted to two sets.
+    """Squared Frechet distance of two fitted Gaussians: |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)).
 
     The covariances are the unbiased ones, in float64. The trace of the root is the sum of the square roots of
     the eigenvalues of S_x^(1/2) S_y S_x^(1/2), which is symmetric, so that rank-deficient sets are no special

@@ -73,7 +73,7 @@ class SampleQuality(Metric):
         getattr(self, f"{split}_replicate").append(torch.full_like(label, replicate))
 
     def compute(self) -> dict[str, Interval]:
-        """All values with their intervals; a value of real data, which has no replicates, is its own interval.
+        """All values with intervals; a value of real data, which has no replicates, is its own interval.
 
         Raises:
             ValueError: a split is empty, a sample is not finite, or there are fewer than two replicates.

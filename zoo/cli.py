@@ -1,6 +1,101 @@
-"""The command line."""
+"""The ``zoo`` command: one table from verb to function, and nothing imported until a verb is called.
+
+``zoo fit|validate|test|predict`` is a LightningCLI in subclass mode (`zoo._cli.train`) under a strict import
+policy (`zoo._cli.policy`); the other verbs are plain typed functions, parsed by `jsonargparse.auto_cli`. A
+room's verb is one more row here: its function lives in the room's ``commands.py``.
+"""
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from zoo import __version__
+from zoo._cli.errors import CommandError, close, complain, debugging, say
+from zoo._cli.policy import import_policy, split_trust
 
 
-def main() -> int:
-    """Runs the ``zoo`` command."""
+class Verb(NamedTuple):
+    """A row of the table: where the function is, what it does, and whether it parses its own arguments."""
+
+    function: str
+    help: str
+    raw: bool = False
+
+
+VERBS = {
+    "fit": Verb("zoo._cli.train:run", "train a model: zoo fit --config quickstart", raw=True),
+    "validate": Verb("zoo._cli.train:run", "one pass over the validation data", raw=True),
+    "test": Verb(
+        "zoo._cli.train:run", "evaluate: zoo test --config RUN/config.yaml --ckpt_path FILE", raw=True
+    ),
+    "predict": Verb("zoo._cli.train:run", "run a model over the data", raw=True),
+    "check": Verb("zoo._cli.check:run", "parse configs and build their parts, without data", raw=True),
+    "list": Verb("zoo._cli.verbs:list_names", "name the models, data, callbacks, networks and configs"),
+    "show": Verb("zoo._cli.verbs:show", "explain a component, or print a config: zoo show MeanFlow"),
+    "cp": Verb("zoo._cli.verbs:copy", "copy a bundled config, to be edited: zoo cp quickstart"),
+}
+
+HELP = f"""usage: zoo VERB [arguments]
+
+{chr(10).join(f"  {name:<10}{verb.help}" for name, verb in VERBS.items())}
+
+  zoo VERB --help       the arguments of a verb
+  zoo --version         the version
+  zoo fit --resume RUN  go on with an interrupted run, in its folder
+
+Anywhere on the line: --trust PKG[,PKG] lets configs name classes of your own package (ZOO_TRUST does too).
+ZOO_DEBUG=1 shows the traceback behind an error of one line."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        args: The words after ``zoo``; those of the process if None.
+
+    Returns:
+        The exit status: 0, 2 for a mistake in what was asked for, 130 and 143 after an interruption.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        rest, trusted = split_trust(words)
+        if not rest or rest[0] in ("-h", "--help", "help"):
+            say(HELP)
+            return 0
+        if rest[0] in ("-V", "--version"):
+            say(__version__)
+            return 0
+        return call(rest[0], rest[1:], words, trusted)
+    except CommandError as error:
+        if debugging():
+            traceback.print_exc()
+        complain(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        complain("interrupted before anything was done")
+        return 130
+
+
+def call(name: str, args: list[str], words: list[str], trusted: list[str]) -> int:
+    """Finds the verb's function and calls it under the import policy."""
+    if name.startswith("-") and (late := next((word for word in args if word in VERBS), None)):
+        before = [word for word in (name, *args) if word != late]
+        raise CommandError(f"the verb comes first: zoo {late} {' '.join(before)}")
+    if name not in VERBS:
+        raise CommandError(f"there is no verb {name!r}{close(name, VERBS)} (zoo --help)")
+    verb = VERBS[name]
+    module, _, function = verb.function.partition(":")
+    target = getattr(importlib.import_module(module), function)
+    if verb.raw:
+        return target(name, args, words, trusted)
+
+    import jsonargparse
+
+    from zoo._cli.parser import OneLineParser
+
+    with import_policy(trusted):
+        jsonargparse.set_parsing_settings(parse_optionals_as_positionals=True)
+        jsonargparse.auto_cli(target, args=args, prog=f"zoo {name}", parser_class=OneLineParser)
     return 0

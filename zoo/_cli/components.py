@@ -1,0 +1,207 @@
+"""What the zoo holds, read from its sources by `ast`: `zoo list` and `zoo show` import none of it.
+
+Constructors are explicit and typed, so the source says it all: the public names of each package stand in its
+``__init__.py`` (`zoo._lazy.table`), a class's kind follows from its bases, and its arguments from ``__init__``.
+"""
+
+import ast
+import importlib.util
+import pkgutil
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import zoo
+from zoo._lazy import table
+
+Kind = Literal["models", "data", "callbacks", "networks", "parts"]
+
+# A class is of the first kind that one of its bases, near or far, is the root of.
+_ROOTS: dict[str, Kind] = {
+    "LightningModule": "models",
+    "LightningDataModule": "data",
+    "Callback": "callbacks",
+    "Metric": "parts",
+    "Module": "networks",
+}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a constructor or function, as its source writes it."""
+
+    name: str
+    type: str
+    default: str | None  # None: required
+    help: str
+
+
+@dataclass(frozen=True)
+class Component:
+    """A public class or function of the zoo."""
+
+    name: str
+    path: str  # by which users import it: zoo.flow.MeanFlow
+    module: str  # where it is defined
+    kind: Kind
+    doc: str
+    arguments: tuple[Argument, ...]
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return self.doc.split("\n\n")[0].replace("\n", " ").strip()
+
+
+def packages() -> list[str]:
+    """The packages of the zoo that have public names, nested ones included."""
+    found = ["zoo.callbacks", "zoo.datamodules"]  # mapped from other folders in an editable install
+    found += [
+        info.name
+        for info in pkgutil.walk_packages(zoo.__path__, "zoo.")
+        if info.ispkg and "._" not in info.name and info.name != "zoo.configs"
+    ]
+    return sorted(set(found))
+
+
+def public_names() -> dict[str, dict[str, str]]:
+    """Each package's public names, and the modules that define them."""
+    return {package: table(_source(package)[1]) for package in packages()}
+
+
+@cache
+def components() -> tuple[Component, ...]:
+    """Every public class and function, in order of path; a name that several packages offer comes once."""
+    found: dict[tuple[str, str], Component] = {}
+    for package, names in public_names().items():
+        for name, module in names.items():
+            found.setdefault((module, name), _component(name, f"{package}.{name}", module))
+    return tuple(sorted(found.values(), key=lambda component: component.path))
+
+
+def _source(module: str) -> tuple[Path, str]:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"no module named {module}")
+    path = Path(spec.origin)
+    return path, path.read_text(encoding="utf-8")
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_source(module)[1])
+
+
+def _definition(module: str, name: str) -> ast.ClassDef | ast.FunctionDef | None:
+    for node in _tree(module).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return node
+    return None
+
+
+@cache
+def _imports(module: str) -> dict[str, str]:
+    """Names that a module's import statements bind, to the full paths they stand for."""
+    names: dict[str, str] = {}
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.asname: alias.name for alias in node.names if alias.asname}
+    return names
+
+
+def _bases(module: str, node: ast.ClassDef) -> list[str]:
+    """Names of all classes that a class descends from, followed through the zoo's own modules."""
+    found: list[str] = []
+    for base in node.bases:
+        text = ast.unparse(base).split("[")[0]
+        head, _, tail = text.partition(".")
+        path = _imports(module).get(head, f"{module}.{head}") + (f".{tail}" if tail else "")
+        owner, _, name = path.rpartition(".")
+        if owner in packages():  # named through a package's table
+            owner = public_names()[owner].get(name, owner)
+        found.append(name)
+        if owner.split(".")[0] == "zoo" and isinstance(parent := _definition(owner, name), ast.ClassDef):
+            found += _bases(owner, parent)
+    return found
+
+
+def _component(name: str, path: str, module: str) -> Component:
+    node = _definition(module, name)
+    if node is None:
+        return Component(name, path, module, "parts", "", ())
+    doc = ast.get_docstring(node) or ""
+    if isinstance(node, ast.FunctionDef):
+        return Component(name, path, module, "parts", doc, _arguments(module, node, doc))
+    bases = _bases(module, node)
+    kind = next((kind for root, kind in _ROOTS.items() if root in bases), "parts")
+    if kind == "parts" and path.startswith("zoo.callbacks."):
+        kind = (
+            "callbacks"  # of a Lightning callback, EMAWeightAveraging say, whose own bases are not followed
+        )
+    init = _initializer(module, node)
+    return Component(name, path, module, kind, doc, _arguments(*init, doc) if init else ())
+
+
+def _initializer(module: str, node: ast.ClassDef) -> tuple[str, ast.FunctionDef] | None:
+    """The ``__init__`` that a class uses, its own or the nearest base's, and the module that holds it."""
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            return module, item
+    for base in node.bases:
+        path = _imports(module).get(ast.unparse(base), f"{module}.{ast.unparse(base)}")
+        owner, _, name = path.rpartition(".")
+        if owner.split(".")[0] == "zoo" and isinstance(parent := _definition(owner, name), ast.ClassDef):
+            return _initializer(owner, parent)
+    return None
+
+
+def _arguments(module: str, function: ast.FunctionDef, doc: str) -> tuple[Argument, ...]:
+    spec = function.args
+    positional = [*spec.posonlyargs, *spec.args]
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(spec.defaults)) + list(spec.defaults)
+    pairs = [*zip(positional, defaults, strict=True), *zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
+    helps = argument_help(doc) or argument_help(ast.get_docstring(function) or "")
+    return tuple(
+        Argument(
+            name=argument.arg,
+            type=ast.unparse(argument.annotation) if argument.annotation else "",
+            default=None if default is None else _full_path(module, ast.unparse(default)),
+            help=helps.get(argument.arg, ""),
+        )
+        for argument, default in pairs
+        if argument.arg != "self"
+    )
+
+
+def _full_path(module: str, text: str) -> str:
+    """A default as a config writes it: a class by its full path, anything else as it stands."""
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", text):
+        return text
+    head, _, tail = text.partition(".")
+    if head not in _imports(module):
+        return text
+    return _imports(module)[head] + (f".{tail}" if tail else "")
+
+
+def argument_help(doc: str) -> dict[str, str]:
+    """The ``Args:`` section of a Google docstring.
+
+    >>> argument_help("Does it.\\n\\nArgs:\\n    size: How many,\\n        in all.\\n    name: Whose.\\n\\nReturns:\\n    It.")
+    {'size': 'How many, in all.', 'name': 'Whose.'}
+    """
+    match = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", doc, re.MULTILINE)
+    if not match:
+        return {}
+    helps: dict[str, str] = {}
+    name = ""
+    for line in match[1].splitlines():
+        if head := re.match(r"^ {4}\*{0,2}(\w+)(?: \(.*?\))?: (.*)$", line):
+            name = head[1]
+            helps[name] = head[2].strip()
+        elif name and line.strip():
+            helps[name] += " " + line.strip()
+    return helps

@@ -1,0 +1,68 @@
+"""The logger of a run's folder: a CSVLogger that goes on with the rows that are there."""
+
+import csv
+import os
+from pathlib import Path
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+
+from zoo.io import atomic_path
+
+
+class _Rows(ExperimentWriter):
+    """Appends to ``metrics.csv``. Lightning's own writer deletes the file of an earlier session."""
+
+    def _check_log_dir_exists(self) -> None:
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with open(path, newline="", encoding="utf-8") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        with atomic_path(self.metrics_file_path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=fieldnames)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+class RunLogger(CSVLogger):
+    """Logs to ``metrics.csv`` of a folder ``<save_dir>/<name>/version_N``, each row as it comes.
+
+    Unlike `CSVLogger` it keeps the rows of an earlier session in the same folder, it claims a new folder so that
+    two runs that start together get two, and a killed run has lost no row.
+
+    Args:
+        save_dir: The folder of all runs.
+        name: The folder of this config's runs.
+        version: The run's own folder name; the next free ``version_N`` if None.
+        prefix: Put before the names of metrics.
+    """
+
+    def __init__(self, save_dir: str, name: str = "", version: str | None = None, prefix: str = "") -> None:
+        super().__init__(save_dir, name=name, version=version, prefix=prefix, flush_logs_every_n_steps=1)
+
+    @property
+    def version(self) -> int | str:
+        """The run's folder name; a new folder is made on global rank zero when it is first asked for."""
+        if self._version is None:
+            self._version = self._get_next_version()
+            while rank_zero_only.rank == 0:
+                try:
+                    os.makedirs(os.path.join(self.root_dir, f"version_{self._version}"))
+                    break
+                except FileExistsError:
+                    self._version += 1
+        return self._version
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """The writer on global rank zero; elsewhere one that does nothing."""
+        if self._experiment is None:
+            self._experiment = _Rows(log_dir=self.log_dir)
+        return self._experiment

@@ -1,0 +1,42 @@
+"""Messages that tell a user of ``zoo`` nothing, silenced in one place and by their text alone."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Regular expressions for the beginning of a warning.
+WARNINGS = (
+    # jsonargparse 4.50+ about three of its functions that LightningCLI 2.6 calls.
+    r"(?s).*(instantiate_classes|skip_none|add_instantiator).*(deprecated|will be removed)",
+    # torch 2.15 about what Lightning 2.6 does.
+    r".*LeafSpec.*deprecated",
+    # Advice that is wrong under LightningCLI, which stores the config of a module rather than the module.
+    r".*is an instance of `nn\.Module` and is already saved during checkpointing",
+    # A test of averaged weights loads them: that is its point.
+    r".*loading a checkpoint outside the 'fit' stage",
+    # The zoo's small datasets are in memory; workers would slow them down.
+    r".*does not have many workers which may be a bottleneck",
+)
+# Beginnings of lines that Lightning logs.
+TIPS = ("💡 Tip:",)
+
+
+class _NoTips(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(TIPS)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences them within the block."""
+    tips = _NoTips()
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    with warnings.catch_warnings():
+        for pattern in WARNINGS:
+            warnings.filterwarnings("ignore", message=pattern)
+        logger.addFilter(tips)
+        try:
+            yield
+        finally:
+            logger.removeFilter(tips)

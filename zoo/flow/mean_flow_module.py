@@ -11,6 +11,7 @@ from zoo import rng
 from zoo.base import ZooModule
 from zoo.flow.mean_flow import adaptive, mean_flow_error
 from zoo.flow.samplers import sample_mean_flow
+from zoo.flow.tangent import evaluating
 from zoo.flow.times import MeanFlowTimes
 
 
@@ -143,35 +144,30 @@ class MeanFlow(ZooModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
         """Samples for the labels of a batch: ``samples`` (B, ...) and ``label`` (B,)."""
-        x, label, index = self._unpack(batch, batch_idx)
-        noise = rng.normal(self.seed, 0, index.to(x.device), x.shape[1:], "sample/noise", x.dtype)
-        return {"samples": sample_mean_flow(self.network, noise, label, self.sample_steps), "label": label}
+        _, label, index = self._unpack(batch, batch_idx)
+        samples = self.sample(index if label is None else label, self.sample_steps, self.seed, index)
+        return {"samples": samples, "label": label}
 
     @torch.no_grad()
-    def sample(
-        self, label: Tensor | None = None, steps: int = 1, seed: int = 0, count: int | None = None
-    ) -> Tensor:
-        """Samples from the model; the i-th depends on the seed, i and its label alone.
+    def sample(self, labels: Tensor, steps: int = 1, seed: int = 0, index: Tensor | None = None) -> Tensor:
+        """Samples from the model, with dropout off; each depends on the seed, its index and its label alone.
 
         Args:
-            label: Classes (B,), where ``num_classes`` asks for a sample without a class. None for a network
-                without classes, or for samples without a class.
+            labels: Classes (B,), where ``num_classes`` asks for a sample without a class. A network without
+                classes takes from them only how many samples to draw.
             steps: Number of steps.
             seed: Seed of the noise.
-            count: How many samples, where ``label`` is None.
+            index: Numbers of the samples (B,); None counts from 0.
 
         Returns:
             (B, ...) on the module's device.
         """
-        if label is not None:
-            label = label.to(self.device)
-            count = len(label)
-        elif count is None:
-            raise ValueError("give label (the classes to sample) or count (how many samples without a class)")
-        index = torch.arange(count, device=self.device)
+        index = torch.arange(len(labels)) if index is None else index
         dtype = next(self.network.parameters()).dtype
-        noise = rng.normal(seed, 0, index, self.shape, "sample/noise", dtype)
-        return sample_mean_flow(self.network, noise, label, steps)
+        noise = rng.normal(seed, 0, index.to(self.device), self.shape, "sample/noise", dtype)
+        label = None if self.num_classes is None else labels.to(self.device)
+        with evaluating(self.network):
+            return sample_mean_flow(self.network, noise, label, steps)
 
     def _unpack(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor | None, Tensor]:
         """A batch of any form as ``x``, ``label`` (None where the network has no classes) and ``index``."""

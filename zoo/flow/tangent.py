@@ -13,6 +13,8 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from zoo.flow.dual_rules import FastRules
+
 
 @contextmanager
 def evaluating(network: Any) -> Iterator[None]:
@@ -62,6 +64,7 @@ def total_derivative(
         sdpa_kernel(SDPBackend.MATH),
         evaluating(network),
         fwAD.dual_level(),
+        FastRules(),
     ):
         one = torch.ones_like(t)
         duals = [

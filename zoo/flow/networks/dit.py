@@ -150,8 +150,10 @@ class DiT(TwoTimeNetwork):
                     nn.init.xavier_uniform_(layer.weight.flatten(1))
                     nn.init.zeros_(layer.bias)
         # Zero gates make each block the identity at first, and a zero last layer makes the output zero.
-        gates = [part.adaLN_modulation[1] for part in (*self.blocks, self.final_layer)]
-        for layer in (*gates, self.final_layer.linear):
+        zero = [part.adaLN_modulation for part in (*self.blocks, self.final_layer)] + [
+            self.final_layer.linear
+        ]
+        for layer in zero:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 

@@ -125,7 +125,8 @@ class TwoTimeNetwork(nn.Module):
 
     def condition(self, t: Tensor, h: Tensor, label: Tensor | None) -> Tensor:
         """Embeds times ``t`` (B,), steps ``h`` (B,) and classes ``label`` (B,), None for no class: (B,
-        width)."""
+        width).
+        """
         embedding = self.t_embedder(t) + self.h_embedder(h)
         if self.y_embedder is None or self.num_classes is None:
             if label is not None:

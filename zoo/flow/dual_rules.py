@@ -1,0 +1,143 @@
+"""Forward-mode derivatives of the few functions in which a transformer spends its time.
+
+PyTorch's own forward mode works operation by operation: for a linear layer it also multiplies by the (zero)
+tangent of the weight, for normalization and attention it falls apart into many small kernels, and fused
+attention has none. `FastRules` replaces these functions, while a network runs on dual numbers, by rules
+written out here; whatever has no rule goes on to PyTorch. The network's code, hooks and replaced layers all
+run as they are.
+
+A rule gets the function's own arguments, of which at least one carries a tangent, and returns a dual number,
+or NotImplemented for arguments it does not cover.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as fwAD
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_aten = torch.ops.aten
+
+
+def _split(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    primal, tangent = fwAD.unpack_dual(x)
+    return primal, tangent
+
+
+def _constant(*parameters: Tensor | None) -> bool:
+    """Whether none of these carries a tangent."""
+    return all(p is None or fwAD.unpack_dual(p).tangent is None for p in parameters)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    """The map W x + b has the tangent W dx."""
+    x, dx = _split(input)
+    if dx is None or not _constant(weight, bias):
+        return NotImplemented
+    return fwAD.make_dual(F.linear(x, weight, bias), F.linear(dx, weight))
+
+
+def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1, out: None = None) -> Any:
+    """The sum a + b c has the tangent da + db c + b dc."""
+    (a, da), (b, db), (c, dc) = map(_split, (input, tensor1, tensor2))
+    if value != 1 or out is not None or da is None or db is None or dc is None:
+        return NotImplemented
+    return fwAD.make_dual(torch.addcmul(a, b, c), torch.addcmul(torch.addcmul(da, db, c), b, dc))
+
+
+def gelu(input: Tensor, approximate: str = "none") -> Any:
+    """Elementwise: the tangent is what the backward kernel makes of dx."""
+    x, dx = _split(input)
+    if dx is None:
+        return NotImplemented
+    return fwAD.make_dual(
+        F.gelu(x, approximate=approximate), _aten.gelu_backward(dx, x, approximate=approximate)
+    )
+
+
+def silu(input: Tensor, inplace: bool = False) -> Any:
+    """Elementwise: the tangent is what the backward kernel makes of dx."""
+    x, dx = _split(input)
+    if dx is None or inplace:
+        return NotImplemented
+    return fwAD.make_dual(F.silu(x), _aten.silu_backward(dx, x))
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    """With y the normalized x: dy = (dx - mean(dx) - y mean(y dx)) / std, over the normalized dimensions."""
+    x, dx = _split(input)
+    if dx is None or len(normalized_shape) != 1 or not _constant(weight, bias):
+        return NotImplemented
+    y, _, inverse_std = torch.native_layer_norm(x, normalized_shape, None, None, eps)
+    # The Jacobian of normalization is symmetric: its product with dx is what the backward kernel computes.
+    mean = x.mean(-1, keepdim=True)
+    dy = _aten.native_layer_norm_backward(
+        dx.contiguous(), x.contiguous(), normalized_shape, mean, inverse_std, None, None, [True, False, False]
+    )[0]
+    if weight is not None:
+        y, dy = y * weight, dy * weight
+    return fwAD.make_dual(y if bias is None else y + bias, dy)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """P = softmax(s q k'), dP = P (dS - sum(P dS)), and the product rule twice."""
+    (q, dq), (k, dk), (v, dv) = map(_split, (query, key, value))
+    if (
+        attn_mask is not None
+        or dropout_p
+        or is_causal
+        or enable_gqa
+        or dq is None
+        or dk is None
+        or dv is None
+    ):
+        return NotImplemented
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    q, dq = q * factor, dq * factor
+    weights = (q @ k.mT).softmax(-1)  # (..., T, S)
+    # [dq, q] [k, dk]' = dq k' + q dk' in one product
+    slopes = torch.cat([dq, q], -1) @ torch.cat([k, dk], -1).mT
+    slopes = _aten._softmax_backward_data(slopes, weights, -1, weights.dtype)
+    tangent = torch.cat([slopes, weights], -1) @ torch.cat([v, dv], -2)
+    return fwAD.make_dual(weights @ v, tangent)
+
+
+RULES: dict[Callable, Callable] = {
+    F.linear: linear,
+    torch.addcmul: addcmul,
+    F.gelu: gelu,
+    F.silu: silu,
+    F.layer_norm: layer_norm,
+    F.scaled_dot_product_attention: attention,
+}
+
+
+class FastRules(TorchFunctionMode):
+    """While active, functions with a rule use it on dual numbers; everything else is PyTorch's own."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Tries the rule of ``func``, else calls it."""
+        kwargs = kwargs or {}
+        if func in RULES:
+            result = RULES[func](*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return func(*args, **kwargs)

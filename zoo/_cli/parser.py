@@ -1,39 +1,41 @@
 """Parsers whose every error is a `CommandError` of one line."""
 
-from typing import Any, NoReturn
+import re
+from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 
-from zoo._cli.errors import CommandError, close, explain
+from zoo._cli.errors import CommandError, close
+from zoo._cli.explain import explain
 
 
-class OneLineErrors(ArgumentParser):
-    """Mixin for a jsonargparse parser."""
+class OneLineParser(ArgumentParser):
+    """A jsonargparse parser with errors of one line."""
 
-    retry = ""  # the command that was typed, for advice
+    retry = ""  # the command that was typed, for the advice that ends a refused import
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises the error's one line; within a union the branch's error goes to the union, as ever."""
+        """Raises the error's one line; within a union, a branch's error goes to the union as ever."""
         if not self.exit_on_error:
             super().error(message, ex)
-        text = explain(message, OneLineErrors.retry)
-        prefix = "unrecognized arguments: "
-        if text.startswith(prefix):
-            word = text.removeprefix(prefix).split()[0]
-            text = f"{word}: there is no such argument{close(word.split('=')[0], self.options())}"
-        raise CommandError(text) from ex
+        raise CommandError(self._tell(message)) from ex
+
+    def _tell(self, message: str) -> str:
+        if match := re.match(r"unrecognized arguments: (\S+)", message):
+            word = match[1].split("=")[0]
+            return f"{word}: there is no such argument{close(word, self.options())}"
+        if match := re.match(r"(?:Subcommand|Group) '(\w+)' does not accept option '(\S+)'", message):
+            keys = [option.removeprefix("--") for option in self.options()]
+            return f"{match[2]}: there is no such setting in `zoo {match[1]}`{close(match[2], keys)}"
+        if match := re.match(r"the following arguments are required: (.+)", message):
+            names = [re.sub(r"^(fit|validate|test|predict)\.", "", name) for name in match[1].split(", ")]
+            return f"missing: {' and '.join(names)}. A config gives them: --config NAME (see `zoo list configs`)"
+        return explain(message, OneLineParser.retry)
 
     def options(self) -> list[str]:
         """All option strings, those of subcommands included."""
-        found = [option for action in self._actions for option in action.option_strings]
+        parsers = [self]
         if self._subcommands_action is not None:
-            for parser in self._subcommands_action._name_parser_map.values():
-                found += parser.options() if isinstance(parser, OneLineErrors) else []
+            parsers += self._subcommands_action._name_parser_map.values()
+        found = [option for parser in parsers for action in parser._actions for option in action.option_strings]
         return list(dict.fromkeys(found))
-
-
-class OneLineParser(OneLineErrors):
-    """The parser of the small verbs."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)

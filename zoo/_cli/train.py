@@ -14,24 +14,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile
+from jsonargparse._actions import ActionConfigFile
 from jsonargparse._common import denying_import_path_entry
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from zoo._cli import configs
 from zoo._cli.components import public_names
-from zoo._cli.errors import CommandError, complain, refusal
+from zoo._cli.errors import CommandError, close, complain
+from zoo._cli.explain import refusal
 from zoo._cli.logger import RunLogger
 from zoo._cli.noise import quiet
-from zoo._cli.parser import OneLineErrors
+from zoo._cli.parser import OneLineParser
 from zoo._cli.policy import import_policy
 from zoo._cli.spec import differences, find_class, refuse_words, try_optimizers
 from zoo.callbacks import ExactResume
 from zoo.io import load_checkpoint
 
 USER_ERRORS = (ValueError, TypeError, ImportError, MisconfigurationException)
+_CKPT_WORDS = ("best", "last", "hpc")  # what ckpt_path may say other than a path
 
 
 def run(verb: str, args: list[str], words: Sequence[str], trusted: Sequence[str]) -> int:
@@ -59,7 +61,7 @@ def build(args: list[str], words: Sequence[str], kind: type["ZooCLI"] | None = N
         CommandError: anything that the user can put right.
     """
     import_components()
-    OneLineErrors.retry = command(words)
+    OneLineParser.retry = command(words)
     with one_line():
         return (kind or ZooCLI)(args)
 
@@ -93,11 +95,17 @@ class ConfigFile(ActionConfigFile):
     @staticmethod
     def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
         """Adds the file's keys."""
-        inline = isinstance(value, str) and value.lstrip().startswith("{")
-        ActionConfigFile.apply_config(parser, cfg, dest, value if inline else str(configs.find(value)))
+        if value.lstrip().startswith("{"):  # JSON on the line itself
+            ActionConfigFile.apply_config(parser, cfg, dest, value)
+            return
+        file = str(configs.find(value))
+        try:
+            ActionConfigFile.apply_config(parser, cfg, dest, file)
+        except CommandError as error:
+            raise CommandError(f"{file}: {error}") from error
 
 
-class ZooParser(OneLineErrors, LightningArgumentParser):
+class ZooParser(OneLineParser, LightningArgumentParser):
     """LightningCLI's parser with errors of one line."""
 
 
@@ -134,7 +142,7 @@ class ZooCLI(LightningCLI):
                 match[1] if (match := re.search(r"""class_path['"]?\s*:\s*['"]?([\w.]+)""", text)) else text
             )
             raise CommandError(
-                f"{key}: {refusal(path, denying_import_path_entry(path) or '*', OneLineErrors.retry)}"
+                f"{key}: {refusal(path, denying_import_path_entry(path) or '*', OneLineParser.retry)}"
             )
 
     def _sub(self, key: str) -> Any:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from zoo._lazy import attach
 
 if TYPE_CHECKING:
-    from zoo.callbacks.exact_resume import ExactResume
-    from zoo.callbacks.loss_curve import LossCurve
-    from zoo.callbacks.sample_grid import SampleGrid
-    from zoo.callbacks.sample_report import SampleReport
+    from zoo.callbacks.exact_resume import ExactResume as ExactResume
+    from zoo.callbacks.loss_curve import LossCurve as LossCurve
+    from zoo.callbacks.sample_grid import SampleGrid as SampleGrid
+    from zoo.callbacks.sample_report import SampleReport as SampleReport
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

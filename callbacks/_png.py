@@ -26,7 +26,7 @@ def image_grid(images: Tensor, columns: int, scale: int = 1) -> Tensor:
         ValueError: the images have neither one channel nor three.
 
     >>> image_grid(torch.zeros(6, 1, 8, 8), columns=3, scale=2).shape
-    torch.Size([38, 56, 3])
+    torch.Size([34, 52, 3])
     """
     count, channels, height, width = images.shape
     if channels not in (1, 3):

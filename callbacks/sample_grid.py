@@ -85,7 +85,7 @@ class SampleGrid(Callback):
         blocks = []
         with evaluating(module):
             for steps in self.steps:
-                samples = module.sample(labels, steps=steps, seed=self.seed)
+                samples = module.sample(labels, steps=steps, seed=self.seed)  # type: ignore[operator]
                 blocks.append((f"{steps} step{'s' * (steps > 1)}", self._picture(samples)))
         save_blocks(path, blocks)
         events.record(trainer, "samples_drawn", f"samples: {path}", path=name)

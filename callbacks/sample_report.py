@@ -69,7 +69,7 @@ class SampleReport(Callback):
             for steps, quality in self._quality.items():
                 quality.update(batch["x"], label, "held_out")
                 for replicate in range(self.replicates):
-                    samples = pl_module.sample(
+                    samples = pl_module.sample(  # type: ignore[operator]
                         label, steps=steps, seed=self.seed + replicate, index=batch["index"]
                     )
                     quality.update(samples, label, "samples", replicate)
@@ -78,7 +78,7 @@ class SampleReport(Callback):
         """Computes, logs and writes the report."""
         report = {f"{steps}-step": quality.compute() for steps, quality in self._quality.items()}
         for name, scores in report.items():
-            self.log_dict(
+            pl_module.log_dict(
                 {f"test/{name}/{key}": score.value for key, score in scores.items()}, rank_zero_only=True
             )
         self._quality = {}

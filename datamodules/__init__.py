@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zoo._lazy import attach
 
 if TYPE_CHECKING:
-    from zoo.datamodules.digits import Digits
-    from zoo.datamodules.eight_gaussians import EightGaussians
+    from zoo.datamodules.digits import Digits as Digits
+    from zoo.datamodules.eight_gaussians import EightGaussians as EightGaussians
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

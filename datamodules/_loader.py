@@ -61,7 +61,7 @@ class _Indexed(Dataset):
         return batch | {"index": torch.as_tensor(indices)}
 
 
-def _identity(batch: Batch) -> Batch:
+def _identity(batch: Any) -> Any:
     return batch
 
 

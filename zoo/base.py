@@ -129,7 +129,7 @@ def load_weights(
     return report
 
 
-class ZooModule(_PlainHyperparameters, LightningModule):
+class ZooModule(_PlainHyperparameters, LightningModule):  # type: ignore[misc]
     """A LightningModule with plain hyperparameters, an injected optimizer and a start from other weights.
 
     A subclass calls ``super().__init__(...)`` with these arguments and then ``self.save_hyperparameters()``.
@@ -192,7 +192,7 @@ class ZooModule(_PlainHyperparameters, LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
 
-class ZooDataModule(_PlainHyperparameters, LightningDataModule):
+class ZooDataModule(_PlainHyperparameters, LightningDataModule):  # type: ignore[misc]
     """A LightningDataModule with plain hyperparameters.
 
     Args:

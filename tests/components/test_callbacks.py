@@ -8,15 +8,18 @@ from zoo.callbacks import ExactResume, LossCurve, SampleGrid, SampleReport
 CASES = {
     "ExactResume": CallbackCase(active=ExactResume, inactive=ExactResume, single=True),
     "SampleGrid": CallbackCase(
-        active=lambda: SampleGrid(every_n_steps=5, per_label=2), inactive=lambda: SampleGrid(every_n_steps=10**9)
+        active=lambda: SampleGrid(every_n_steps=5, per_label=2),
+        inactive=lambda: SampleGrid(every_n_steps=10**9),
     ),
     "LossCurve": CallbackCase(active=LossCurve, inactive=LossCurve),
     "SampleReport": CallbackCase(active=SampleReport, inactive=SampleReport),
 }
 
 
-@pytest.mark.parametrize("_case", CASES, scope="class")
+@pytest.fixture(scope="class", params=CASES)
+def case(request: pytest.FixtureRequest) -> CallbackCase:
+    return CASES[request.param]
+
+
 class TestCallbacks(CallbackTester):
-    @pytest.fixture(scope="class", autouse=True)
-    def _choose(self, _case: str, request: pytest.FixtureRequest) -> None:
-        request.cls.case = CASES[_case]
+    pass

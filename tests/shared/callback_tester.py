@@ -1,4 +1,5 @@
-"""What every callback of the zoo is put through. A new callback is one more `CallbackCase` in tests/components."""
+"""What every callback of the zoo is put through. A new callback is one more `CallbackCase` in
+tests/components."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ def fit(
     checkpoint: Path | None = None,
     **options: Any,
 ) -> LightningModule:
-    """Trains a toy on digits for `STEPS` updates, with an average and a checkpoint after every update in ``folder``."""
+    """Trains a toy on digits for `STEPS` updates, with an average and a checkpoint after every update in
+    ``folder``."""
     torch.manual_seed(0)
     model = module()
     trainer = Trainer(
@@ -77,7 +79,13 @@ def assert_same_run(left: LightningModule, right: LightningModule) -> None:
 class SyncCounter(TorchDispatchMode):
     """Counts what would make a host wait for a device: reading a value, or a shape that depends on values."""
 
-    WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::unique", "aten::is_nonzero")
+    WAITS = (
+        "aten::_local_scalar_dense",
+        "aten::nonzero",
+        "aten::masked_select",
+        "aten::unique",
+        "aten::is_nonzero",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +102,9 @@ class CountSyncs(Callback):
     def __init__(self) -> None:
         self.counter = SyncCounter()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == 1:
             self.counter.__enter__()
 
@@ -117,40 +127,47 @@ def same(left: Any, right: Any) -> bool:
 
 
 class CallbackTester:
-    """The guarantees of every callback. A subclass sets ``case``."""
-
-    case: CallbackCase
+    """The guarantees of every callback. Its test file has a class-scoped fixture `case`."""
 
     @pytest.fixture(scope="class")
-    def plain(self, tmp_path_factory: pytest.TempPathFactory) -> LightningModule:
+    @classmethod
+    def plain(cls, case: CallbackCase, tmp_path_factory: pytest.TempPathFactory) -> LightningModule:
         """A run without the callback."""
         return fit(tmp_path_factory.mktemp("plain"))
 
     @pytest.fixture(scope="class")
-    def exact(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[LightningModule, Path]:
+    @classmethod
+    def exact(
+        cls, case: CallbackCase, tmp_path_factory: pytest.TempPathFactory
+    ) -> tuple[LightningModule, Path]:
         """A run with the callback at work and everything that an exact resume needs."""
         folder = tmp_path_factory.mktemp("exact")
-        return fit(folder, self.with_exact_resume()), folder
+        return fit(folder, CallbackTester.with_exact_resume(case)), folder
 
-    def with_exact_resume(self) -> list[Callback]:
-        callback = self.case.active()
+    @staticmethod
+    def with_exact_resume(case: CallbackCase) -> list[Callback]:
+        callback = case.active()
         return [callback] if isinstance(callback, ExactResume) else [ExactResume(), callback]
 
-    def test_inactive_is_neutral(self, plain: LightningModule, tmp_path: Path) -> None:
-        assert_same_run(plain, fit(tmp_path, [self.case.inactive()]))
+    def test_inactive_is_neutral(self, case: CallbackCase, plain: LightningModule, tmp_path: Path) -> None:
+        assert_same_run(plain, fit(tmp_path, [case.inactive()]))
 
-    def test_observer_is_neutral_at_work(self, plain: LightningModule, tmp_path: Path) -> None:
-        run = fit(tmp_path, [self.case.active()])
-        if self.case.observer:
+    def test_observer_is_neutral_at_work(
+        self, case: CallbackCase, plain: LightningModule, tmp_path: Path
+    ) -> None:
+        run = fit(tmp_path, [case.active()])
+        if case.observer:
             assert_same_run(plain, run)
         else:
             with pytest.raises(AssertionError):
                 assert_same_run(plain, run)
 
     @pytest.mark.parametrize("step", [1, 7, 14, 15])  # early, in mid-epoch, at an epoch's end, after it
-    def test_resume_is_bitwise(self, exact: tuple[LightningModule, Path], step: int, tmp_path: Path) -> None:
+    def test_resume_is_bitwise(
+        self, case: CallbackCase, exact: tuple[LightningModule, Path], step: int, tmp_path: Path
+    ) -> None:
         whole, folder = exact
-        callbacks = self.with_exact_resume()
+        callbacks = CallbackTester.with_exact_resume(case)
         resumed = fit(tmp_path, callbacks, checkpoint=folder / f"step={step}.ckpt")
         assert len(resumed.losses) == STEPS - step  # type: ignore[arg-type]
         assert_same_run(whole, resumed)
@@ -161,31 +178,32 @@ class CallbackTester:
         ]
         assert same(*states)
 
-    def test_two_instances(self, plain: LightningModule, tmp_path: Path) -> None:
-        both = [self.case.active(), self.case.active()]
-        if self.case.single:
+    def test_two_instances(self, case: CallbackCase, plain: LightningModule, tmp_path: Path) -> None:
+        both = [case.active(), case.active()]
+        if case.single:
             with pytest.raises(RuntimeError, match="more than one stateful callback"):
                 fit(tmp_path, both)
         else:
             run = fit(tmp_path, both)
-            if self.case.observer:
+            if case.observer:
                 assert_same_run(plain, run)
 
     @pytest.mark.parametrize("options", [{"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.1}], ids=str)
-    def test_trainer_options(self, options: dict[str, Any], tmp_path: Path) -> None:
-        with_callback = fit(tmp_path / "with", [self.case.active()], **options)
-        if self.case.observer:
+    def test_trainer_options(self, case: CallbackCase, options: dict[str, Any], tmp_path: Path) -> None:
+        with_callback = fit(tmp_path / "with", [case.active()], **options)
+        if case.observer:
             assert_same_run(with_callback, fit(tmp_path / "without", **options))
 
-    def test_manual_optimization(self, tmp_path: Path) -> None:
-        with_callback = fit(tmp_path / "with", [self.case.active()], ManualToy)
-        if self.case.observer:
+    def test_manual_optimization(self, case: CallbackCase, tmp_path: Path) -> None:
+        with_callback = fit(tmp_path / "with", [case.active()], ManualToy)
+        if case.observer:
             assert_same_run(with_callback, fit(tmp_path / "without", module=ManualToy))
 
-    def test_no_host_sync_per_step(self, tmp_path: Path) -> None:
-        """At work a callback may read values at its moments; with none coming it must never wait for the device."""
+    def test_no_host_sync_per_step(self, case: CallbackCase, tmp_path: Path) -> None:
+        """At work a callback may read values at its moments; with none coming it must never wait for the
+        device."""
         counts = []
-        for callbacks in ([], [self.case.inactive()]):
+        for callbacks in ([], [case.inactive()]):
             counter = CountSyncs()
             fit(tmp_path / str(len(callbacks)), [*callbacks, counter])
             counts.append(counter.counter.count)

@@ -1,7 +1,8 @@
-"""One pool of two gloo workers for the whole session: `pool.run(function, *args)` runs it on both ranks at once.
+"""One pool of two gloo workers for the whole session: `pool.run(function, *args)` runs it on both ranks at
+once.
 
-Functions must be importable by name (they live in this folder), arguments and results picklable. Each worker poses as
-one rank of a torchrun launch, so a Trainer inside picks its rank up and launches nothing.
+Functions must be importable by name (they live in this folder), arguments and results picklable. Each worker
+poses as one rank of a torchrun launch, so a Trainer inside picks its rank up and launches nothing.
 """
 
 import multiprocessing
@@ -58,7 +59,8 @@ class Pool:
             self._processes.append(process)
 
     def run(self, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
-        """Results of ``function(*args)`` on rank 0 and rank 1; an error on either is raised here with its traceback."""
+        """Results of ``function(*args)`` on rank 0 and rank 1; an error on either is raised here with its
+        traceback."""
         for connection in self._connections:
             connection.send((function, args))
         results = []

@@ -5,9 +5,14 @@ from typing import TYPE_CHECKING
 from zoo._lazy import attach
 
 if TYPE_CHECKING:
-    from zoo.metrics.distances import frechet_distance, sliced_wasserstein, wasserstein_1d
-    from zoo.metrics.intervals import Interval, mean_interval, share_interval
-    from zoo.metrics.neighbors import coverage, memorization
-    from zoo.metrics.sample_quality import SampleQuality
+    from zoo.metrics.distances import frechet_distance as frechet_distance
+    from zoo.metrics.distances import sliced_wasserstein as sliced_wasserstein
+    from zoo.metrics.distances import wasserstein_1d as wasserstein_1d
+    from zoo.metrics.intervals import Interval as Interval
+    from zoo.metrics.intervals import mean_interval as mean_interval
+    from zoo.metrics.intervals import share_interval as share_interval
+    from zoo.metrics.neighbors import coverage as coverage
+    from zoo.metrics.neighbors import memorization as memorization
+    from zoo.metrics.sample_quality import SampleQuality as SampleQuality
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

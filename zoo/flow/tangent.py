@@ -4,6 +4,8 @@ du/dt = v . grad_z u + du/dt + du/dh along (v, 1, 1) in the coordinates (z, t, h
 still: MeanFlow (Geng et al. 2025, arXiv 2505.13447), equation 8.
 """
 
+import functools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +29,14 @@ def evaluating(network: Any) -> Iterator[None]:
     finally:
         for module in modules:
             module.training = True
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """Has PyTorch set up forward mode, which it does at the first dual number, with a warning about its own code."""
+    with warnings.catch_warnings(), fwAD.dual_level():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
+        fwAD.make_dual(torch.zeros(1), torch.zeros(1))
 
 
 def total_derivative(
@@ -54,6 +64,7 @@ def total_derivative(
     >>> total_derivative(u, z, one, 0 * one, velocity, None).item()  # 2 * 1 + 5 * (1 + 2)
     17.0
     """
+    _load_forward_mode()
     forward = network.forward if isinstance(network, nn.Module) else network
     # Forward-mode differentiation does nothing inside inference mode (where a Trainer validates), and not
     # with tensors that were made there: leave it, and copy.

@@ -148,7 +148,7 @@ class DiT(TwoTimeNetwork):
             for layer in part.modules():
                 if isinstance(layer, nn.Linear | nn.Conv2d):
                     nn.init.xavier_uniform_(layer.weight.flatten(1))
-                    nn.init.zeros_(layer.bias)
+                    nn.init.zeros_(layer.get_parameter("bias"))
         # Zero gates make each block the identity at first, and a zero last layer makes the output zero.
         zero = [part.adaLN_modulation for part in (*self.blocks, self.final_layer)] + [
             self.final_layer.linear

@@ -124,9 +124,7 @@ class TwoTimeNetwork(nn.Module):
         self.y_embedder = None if num_classes is None else LabelEmbedder(num_classes, width)
 
     def condition(self, t: Tensor, h: Tensor, label: Tensor | None) -> Tensor:
-        """Embeds times ``t`` (B,), steps ``h`` (B,) and classes ``label`` (B,), None for no class: (B,
-        width).
-        """
+        """The condition (B, width) of times ``t`` (B,), steps ``h`` (B,) and classes ``label`` (B,) or None."""
         embedding = self.t_embedder(t) + self.h_embedder(h)
         if self.y_embedder is None or self.num_classes is None:
             if label is not None:

@@ -122,7 +122,10 @@ class Loader:
     def __len__(self) -> int:
         """Batches per pass on each rank."""
         per_step = self.batch_size * self.world_size
-        return len(self.dataset) // per_step if self.train else -(-len(self.dataset) // per_step)
+        if self.train:
+            return len(self.dataset) // per_step
+        # No rank may get an empty batch: with batch_size 1, a few batches hold two items instead.
+        return min(-(-len(self.dataset) // per_step), len(self.dataset) // self.world_size)
 
     def batches(self, number: int) -> list[Tensor]:
         """The item indices of each batch of pass ``number`` on this rank."""

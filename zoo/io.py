@@ -162,7 +162,7 @@ def load_checkpoint(path: str | Path, lazy: bool = False) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         cause = str(error).splitlines()[0]
         raise ValueError(
             f"{path} cannot be loaded as tensors and plain values: {cause}. A file cut short is damaged; one "

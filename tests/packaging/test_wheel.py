@@ -36,9 +36,9 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tracked(root: Path) -> set[str]:
-    """What an install should hold, by the names it has there."""
+    """What an install should hold of the files that git tracks (or will), by the names it has there."""
     found = set()
-    for name in git_files(root):
+    for name in git_files(root, "-co", "--exclude-standard"):
         folder, _, rest = name.partition("/")
         if folder in {*FOLDERS, "configs"}:
             found.add(f"zoo/{rest}" if folder == "zoo" else f"zoo/{folder}/{rest}")

@@ -58,13 +58,13 @@ def test_wasserstein_1d_against_scipy_and_by_replication(n: int, m: int, seed: i
 
 
 def test_sliced_wasserstein_of_gaussians() -> None:
-    """Between N(0, I) and N(a, s^2 I) every slice has W2^2 = <a, line>^2 + (s - 1)^2: on average |a|^2 / D + (s - 1)^2."""
+    """From N(0, I) to N(a, s^2 I) a slice has W2^2 = <a, line>^2 + (s - 1)^2, |a|^2 / D + (s - 1)^2 on average."""
     width, shift, scale = 5, 2.0, 1.5
-    x, y = points(20000, width, 0), scale * points(20000, width, 1)
+    x, y = points(2000, width, 0), scale * points(2000, width, 1)
     y[:, 0] += shift
     expected = math.sqrt(shift**2 / width + (scale - 1) ** 2)
-    # 4,000 directions: the mean of <a, line>^2 has a relative error near sqrt(2 / 4000); sampling adds less.
-    assert float(sliced_wasserstein(x, y, directions=4000)) == pytest.approx(expected, rel=0.05)
+    # 2,000 directions and points: relative errors near sqrt(2 / 2000) each; 0.1 is three of them.
+    assert float(sliced_wasserstein(x, y, directions=2000)) == pytest.approx(expected, rel=0.1)
     assert float(sliced_wasserstein(x, x)) == 0
     assert float(sliced_wasserstein(x, y, seed=3)) == float(sliced_wasserstein(x, y, seed=3))
 

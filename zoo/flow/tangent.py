@@ -33,7 +33,7 @@ def evaluating(network: Any) -> Iterator[None]:
 
 @functools.cache
 def _load_forward_mode() -> None:
-    """Has PyTorch set up forward mode, which it does at the first dual number, with a warning about its own code."""
+    """Has PyTorch set up forward mode, which at the first dual number warns about its own code."""
     with warnings.catch_warnings(), fwAD.dual_level():
         warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
         fwAD.make_dual(torch.zeros(1), torch.zeros(1))

@@ -124,7 +124,7 @@ class TwoTimeNetwork(nn.Module):
         self.y_embedder = None if num_classes is None else LabelEmbedder(num_classes, width)
 
     def condition(self, t: Tensor, h: Tensor, label: Tensor | None) -> Tensor:
-        """The condition (B, width) of times ``t`` (B,), steps ``h`` (B,) and classes ``label`` (B,) or None."""
+        """The condition (B, width) of times ``t``, steps ``h`` and classes ``label``, each (B,)."""
         embedding = self.t_embedder(t) + self.h_embedder(h)
         if self.y_embedder is None or self.num_classes is None:
             if label is not None:

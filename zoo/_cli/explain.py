@@ -47,7 +47,9 @@ _KEY = re.compile(r'^Parser key "(.+?)":\s*(.*)$')
 _CLASS = re.compile(r"^Problem with given class_path '(.+)':$")
 _CALLABLE = re.compile(r"^Type .+? expects a function or a callable class: (.*)$")
 _BUILT = re.compile(r"\.? ?Got value: Namespace\(class_path='(.+?)'.*$")
-_TYPE = re.compile(r"^Expected an? (?:<class '(?:.*\.)?(\w+)'>|typing\.Literal\[(.*?)\])(?:\. Got value: (.*))?$")
+_TYPE = re.compile(
+    r"^Expected an? (?:<class '(?:.*\.)?(\w+)'>|typing\.Literal\[(.*?)\])(?:\. Got value: (.*))?$"
+)
 _NESTED = re.compile(r"^NestedArg\(key='.*?', val='?(.*?)'?\)$")
 _NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value type:|Expected a path but|Subclass types expect"
@@ -127,7 +129,9 @@ def explain(message: str, retry: str = "") -> str:
     # All that is left is a value of another type; a number is meant where a union has a class as well.
     kinds = [{"NoneType": "null"}.get(named[1], named[1]) for named in types if named[1]]
     literals = [word.strip().strip("'") for named in types if named[2] for word in named[2].split(",")]
-    wanted = (["one of " + ", ".join(dict.fromkeys(literals))] if literals else []) + list(dict.fromkeys(kinds))
+    wanted = (["one of " + ", ".join(dict.fromkeys(literals))] if literals else []) + list(
+        dict.fromkeys(kinds)
+    )
     value = next((leaf.value for leaf in deepest if leaf.value is not None), "a value of another type")
     of = f" (an argument of {best.owner})" if best.owner and len(best.classes) == len(best.keys) - 1 else ""
     tail = close(value, literals)

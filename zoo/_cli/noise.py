@@ -9,6 +9,9 @@ from contextlib import contextmanager
 WARNINGS = (
     # jsonargparse 4.50+ about three of its functions that LightningCLI 2.6 calls.
     r"(?s).*(instantiate_classes|skip_none|add_instantiator).*(deprecated|will be removed)",
+    r"\s*By default only one JsonargparseDeprecationWarning",
+    # A resumed run goes on in its own folder.
+    r".*Checkpoint directory .* exists and is not empty",
     # torch 2.15 about what Lightning 2.6 does.
     r".*LeafSpec.*deprecated",
     # Advice that is wrong under LightningCLI, which stores the config of a module rather than the module.

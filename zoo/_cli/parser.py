@@ -29,7 +29,9 @@ class OneLineParser(ArgumentParser):
             return f"{match[2]}: there is no such setting in `zoo {match[1]}`{close(match[2], keys)}"
         if match := re.match(r"the following arguments are required: (.+)", message):
             names = [re.sub(r"^(fit|validate|test|predict)\.", "", name) for name in match[1].split(", ")]
-            return f"missing: {' and '.join(names)}. A config gives them: --config NAME (see `zoo list configs`)"
+            return (
+                f"missing: {' and '.join(names)}. A config gives them: --config NAME (see `zoo list configs`)"
+            )
         return explain(message, OneLineParser.retry)
 
     def options(self) -> list[str]:
@@ -37,5 +39,7 @@ class OneLineParser(ArgumentParser):
         parsers = [self]
         if self._subcommands_action is not None:
             parsers += self._subcommands_action._name_parser_map.values()
-        found = [option for parser in parsers for action in parser._actions for option in action.option_strings]
+        found = [
+            option for parser in parsers for action in parser._actions for option in action.option_strings
+        ]
         return list(dict.fromkeys(found))

@@ -1,0 +1,61 @@
+"""What a run says at its end: where things are, and the one command to type next."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from zoo._cli.runs import CONFIG_FILE, METRICS_FILE
+from zoo.events import EVENTS_FILE, run_folder
+
+_HOOKS = {"test": "test_step", "validate": "validation_step"}
+
+
+def command(*words: str) -> str:
+    """A command to be typed in the user's shell."""
+    program = "python -m zoo" if Path(sys.argv[0]).name == "__main__.py" else "zoo"
+    return f"{program} {shlex.join(words)}"
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def summary(verb: str, trainer: Trainer, model: LightningModule, trust: list[str]) -> list[str]:
+    """The last lines of a run.
+
+    Args:
+        verb: What was done.
+        trainer: Its Trainer.
+        model: The module.
+        trust: The words ``--trust PKG`` that its config needs, if any.
+    """
+    run = run_folder(trainer)
+    found = [
+        *(("picture", path) for path in sorted(run.glob("*.png"))),
+        ("metrics", run / METRICS_FILE),
+        ("events", run / EVENTS_FILE),
+    ]
+    checkpoint = _checkpoint(trainer) if verb == "fit" else None
+    if checkpoint is not None:
+        found.append(("checkpoint", checkpoint))
+    lines = [f"{verb}: done, in {shown(run)}"]
+    lines += [f"  {name:<11}{shown(path)}" for name, path in found if path.is_file()]
+    step = next((verb for verb, hook in _HOOKS.items() if is_overridden(hook, model)), None)
+    if checkpoint is not None and step is not None and (run / CONFIG_FILE).is_file():
+        files = ("--config", shown(run / CONFIG_FILE), "--ckpt_path", shown(checkpoint))
+        lines.append(f"evaluate it: {command(step, *files, *trust)}")
+    return lines
+
+
+def _checkpoint(trainer: Trainer) -> Path | None:
+    """The best checkpoint of the run, which is the last one where no metric is watched."""
+    callback = trainer.checkpoint_callback
+    best = Path(callback.best_model_path) if isinstance(callback, ModelCheckpoint) else Path()
+    return best if best.is_file() else None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.nn import Module
@@ -20,11 +21,12 @@ def averaged(trainer: Trainer, pl_module: LightningModule) -> LightningModule:
 
 @contextmanager
 def evaluating(module: Module) -> Iterator[None]:
-    """Evaluation mode within the block; each submodule gets back the mode it had."""
+    """Evaluation mode and no gradients within the block; each submodule gets back the mode it had."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        yield
+        with torch.no_grad():
+            yield
     finally:
         for part, training in modes:
             part.training = training

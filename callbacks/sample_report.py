@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from zoo import events
@@ -65,7 +64,7 @@ class SampleReport(Callback):
     ) -> None:
         """Draws samples for the batch's labels."""
         label = batch["label"]
-        with torch.no_grad(), evaluating(pl_module):
+        with evaluating(pl_module):
             for steps, quality in self._quality.items():
                 quality.update(batch["x"], label, "held_out")
                 for replicate in range(self.replicates):

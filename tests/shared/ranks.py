@@ -1,0 +1,35 @@
+"""What the pool's workers run for tests of several rooms."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from toys import ToyClassifier
+
+from zoo.callbacks import ExactResume
+from zoo.datamodules import Digits
+
+
+def resume_on_rank(folder: str) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
+    """A two-process run of 8 updates, the same resumed after 3, and the random states of the checkpoint."""
+
+    def fit(checkpoint: Path | None) -> LightningModule:
+        torch.manual_seed(torch.distributed.get_rank() if checkpoint is None else 99)
+        model = ToyClassifier()
+        torch.manual_seed(100 + torch.distributed.get_rank())
+        saves = ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1)
+        callbacks = [ExactResume(), *([saves] if checkpoint is None else [])]
+        trainer = Trainer(
+            accelerator="cpu", strategy="ddp", devices=2, max_steps=8, callbacks=callbacks, logger=False,
+            enable_checkpointing=checkpoint is None, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(model, datamodule=Digits(50, seed=0), ckpt_path=checkpoint, weights_only=True)
+        return model
+
+    whole = fit(None)
+    path = Path(folder) / "step=3.ckpt"
+    resumed = fit(path)
+    states = torch.load(path, weights_only=True)["callbacks"]["ExactResume"]["ranks"]
+    return whole.state_dict(), resumed.state_dict(), states

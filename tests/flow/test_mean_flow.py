@@ -1,4 +1,4 @@
-"""Loss and gradients against the full-batch formulation that differentiates through the derivative's own pass."""
+"""Loss and gradients against the full-batch formulation, which differentiates through one joint pass."""
 
 import math
 from types import SimpleNamespace
@@ -43,7 +43,7 @@ def module(network: nn.Module, **options: Any) -> MeanFlow:
 
 
 def full_batch_loss(model: MeanFlow, items: dict[str, Tensor]) -> Tensor:
-    """The algorithm as the paper prints it: one differentiable forward-mode pass over all items, in their order."""
+    """The algorithm as the paper prints it: one differentiable forward-mode pass over all items in order."""
     x, label, index = items["x"], items["label"], items["index"]
     t, r = model.times(SEED, STEP, index, "train/")
     noise = rng.normal(SEED, STEP, index, x.shape[1:], "train/noise", F64)
@@ -203,7 +203,7 @@ def test_guidance_formulas() -> None:
     scale = 0.2 / (1 - 0.92)
     fixed = v_u + scale * (v - v_u)
     assert torch.allclose(guide(v, v_u, fixed, omega=0.2, kappa=0.92), fixed)
-    with pytest.raises(ValueError, match="kappa=0.5 mixes the conditional velocity in"):
+    with pytest.raises(ValueError, match=r"kappa=0\.5 mixes the conditional velocity in"):
         guide(v, v_u, None, omega=1.0, kappa=0.5)
 
 

@@ -73,6 +73,12 @@ class MeanFlow(ZooModule):
         super().__init__(optimizer, lr_scheduler, init_from, init_weights, seed)
         self.save_hyperparameters()
         self.network = network
+        for name in ("shape", "num_classes"):
+            if not hasattr(network, name):
+                raise ValueError(
+                    "network must have the attributes 'shape' (of one item) and 'num_classes' (or None): "
+                    f"{type(network).__name__} has no {name!r}"
+                )
         self.shape: tuple[int, ...] = tuple(network.shape)  # type: ignore[arg-type]
         self.num_classes: int | None = network.num_classes  # type: ignore[assignment]
         self.times = MeanFlowTimes() if times is None else times

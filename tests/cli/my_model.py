@@ -79,13 +79,27 @@ class Signal(Callback):
     Args:
         step: The update, counted from 0.
         name: The signal.
-        rank: The process that gets it.
+        times: How often.
     """
 
-    def __init__(self, step: int, name: str = "SIGINT", rank: int = 0) -> None:
-        self.step, self.name, self.rank = step, name, rank
+    def __init__(self, step: int, name: str = "SIGINT", times: int = 1) -> None:
+        self.step, self.name, self.times = step, name, times
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:  # type: ignore[no-untyped-def]
-        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+        for _ in range(self.times if trainer.global_step == self.step and trainer.is_global_zero else 0):
             os.kill(os.getpid(), getattr(signal, self.name))
             time.sleep(0.05)  # Python runs the handler of a signal a moment later
+
+
+class Slow(Callback):
+    """Makes updates slow enough to be interrupted from outside.
+
+    Args:
+        seconds: Rest before each update.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        time.sleep(self.seconds)

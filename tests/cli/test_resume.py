@@ -1,5 +1,8 @@
 """Interrupted runs: the run that was stopped and resumed is the run that was not, bitwise."""
 
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ def _signal(step: int, name: str = "SIGINT") -> str:
 
 def _final(run: Path) -> dict:
     paths = [path for path in (run / "checkpoints").glob("*.ckpt") if path.name != "interrupted.ckpt"]
-    return load_checkpoint(max(paths, key=lambda path: path.stat().st_mtime_ns))
+    return max(map(load_checkpoint, paths), key=lambda checkpoint: checkpoint["global_step"])
 
 
 def _assert_same(one: dict, other: dict) -> None:
@@ -43,3 +46,80 @@ def test_ctrl_c_at_any_update_changes_nothing(zoo, workspace, rows, interval):
         _assert_same(_final(whole), _final(run))
         for column in ("train/loss", "val/loss"):
             assert rows(run, column) == rows(whole, column), (step, column)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint(zoo, start, workspace, rows):
+    every = '[{"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 3, "save_top_k": -1}}]'
+    assert zoo(*FIT, "--trainer.callbacks", every).code == 0
+    whole, run = Path("runs/small/version_0"), Path("runs/small/version_1")
+    process = start(*FIT, "--trainer.callbacks", every, "--trainer.callbacks+", _signal(10, "SIGKILL"))
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    assert [step for step, _ in rows(run, "train/loss")] == list(range(10))  # no row was lost
+    # What a kill at a worse moment leaves behind: half a line, and half a checkpoint.
+    with open(run / "metrics.csv", "a") as file:
+        file.write("1,0.")
+    (run / "events.jsonl").write_text('{"step": 99, "event": "after the checkpoint"}\n{"step": 3')
+    newest = next((run / "checkpoints").glob("*step=9.ckpt"))
+    (run / "checkpoints/broken.ckpt").write_bytes(newest.read_bytes()[:-100])
+    resumed = zoo("fit", "--resume", str(run), "--trust", "my_model", "--trainer.callbacks", every)
+    assert resumed.code == 0, resumed.err
+    assert "passed over" in resumed.err
+    assert "broken.ckpt" in resumed.err
+    (run / "checkpoints/broken.ckpt").unlink()
+    _assert_same(_final(whole), _final(run))
+    for column in ("train/loss", "val/loss"):
+        assert rows(run, column) == rows(whole, column)
+    assert (run / "events.jsonl").read_text() == ""
+
+
+@pytest.mark.slow
+def test_ctrl_c_from_outside_and_a_folder_in_use(zoo, start, workspace, rows):
+    long = ("--trainer.max_epochs", "60", "--trainer.check_val_every_n_epoch", "60")
+    assert zoo(*FIT, *long).code == 0
+    whole, run = Path("runs/small/version_0"), Path("runs/small/version_1")
+    slow = '[{"class_path": "my_model.Slow", "init_args": {"seconds": 0.02}}]'
+    process = start(*FIT, *long, "--trainer.callbacks", slow)
+    _wait(lambda: (run / "metrics.csv").is_file() and len(rows(run, "train/loss")) >= 5)
+    refused = zoo("fit", "--resume", str(run), "--trust", "my_model")
+    assert refused.code == 2
+    assert f"is in use by a run that is alive (process {process.pid})" in refused.err
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"go on with: zoo fit --resume {run} --trust my_model" in err
+    assert "Traceback" not in err
+    assert zoo("fit", "--resume", str(run), "--trust", "my_model", "--trainer.callbacks", "null").code == 0
+    _assert_same(_final(whole), _final(run))
+    assert rows(run, "train/loss") == rows(whole, "train/loss")
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def test_a_second_ctrl_c_stops_at_once(zoo, workspace):
+    twice = '[{"class_path": "my_model.Signal", "init_args": {"step": 1, "times": 2}}]'
+    result = zoo(*FIT, "--trainer.callbacks", twice)
+    assert result.code == 130
+    assert "stopped at once, without saving" in result.err
+    assert not list(Path("runs").rglob("interrupted.ckpt"))
+
+
+def test_resume_needs_a_run(zoo, workspace):
+    for words, said in (
+        (["--resume"], "--resume needs the folder of a run"),
+        (["--resume", "nowhere"], "no config.yaml there, so it is no run"),
+    ):
+        result = zoo("fit", *words)
+        assert result.code == 2
+        assert said in result.err
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("{}")
+    result = zoo("fit", "--resume", "run")
+    assert result.code == 2
+    assert "holds no complete checkpoint to go on from" in result.err

@@ -23,17 +23,26 @@ WARNINGS = (
 )
 # Beginnings of lines that Lightning logs.
 TIPS = ("💡 Tip:",)
+MACHINE = ("GPU available:", "TPU available:", "💡 Tip:")  # what a Trainer says of the machine when it is made
 
 
-class _NoTips(logging.Filter):
+class _Without(logging.Filter):
+    def __init__(self, beginnings: tuple[str, ...]) -> None:
+        super().__init__()
+        self.beginnings = beginnings
+
     def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(TIPS)
+        return not record.getMessage().startswith(self.beginnings)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silences them within the block."""
-    tips = _NoTips()
+def quiet(lines: tuple[str, ...] = TIPS) -> Iterator[None]:
+    """Silences them within the block.
+
+    Args:
+        lines: Beginnings of the log lines to leave out.
+    """
+    tips = _Without(lines)
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     with warnings.catch_warnings():
         for pattern in WARNINGS:

@@ -1,0 +1,77 @@
+"""``zoo check CONFIG...``: parses configs and builds their parts on the meta device, without data or memory."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator, XLAAccelerator
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from zoo._cli.errors import CommandError, complain, say
+from zoo._cli.noise import MACHINE, quiet
+from zoo._cli.policy import import_policy
+from zoo._cli.train import ZooCLI, build
+
+USAGE = "usage: zoo check CONFIG... [--trust PKG]   (files, or names of bundled configs)"
+
+
+def run(verb: str, args: list[str], words: Sequence[str], trusted: Sequence[str]) -> int:
+    """Checks each config by itself and prints a line about it.
+
+    Args:
+        verb: check.
+        args: Files or names of bundled configs.
+        words: The whole line, for advice.
+        trusted: Packages that configs may name.
+
+    Returns:
+        0 if all are sound, else 2.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        say(USAGE)
+        return 0 if args else 2
+    if flags := [word for word in args if word.startswith("-")]:
+        raise CommandError(f"zoo check takes no {flags[0]}. {USAGE}")
+    code = 0
+    with import_policy(trusted), quiet(MACHINE):
+        for config in args:
+            try:
+                cli = build(lambda config=config: CheckCLI(["fit", "--config", config]), words)  # type: ignore[misc]
+            except CommandError as error:
+                complain(f"{config}: {str(error).removeprefix(f'{config}: ')}")
+                code = 2
+            else:
+                say(f"{config}: ok, {cli.found}")
+    return code
+
+
+class CheckCLI(ZooCLI):
+    """Builds model, data and Trainer as a fit does, the model without memory, and runs nothing."""
+
+    found = ""
+
+    def _set_seed(self) -> None:
+        """Nothing: a check draws nothing, and leaves this process's generators alone."""
+
+    def instantiate_classes(self) -> None:
+        """Builds everything on the meta device."""
+        with torch.device("meta"):
+            super().instantiate_classes()
+            self.model.trainer = self.trainer
+            if is_overridden("configure_model", self.model):
+                self.model.configure_model()
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        data = f" on {type(self.datamodule).__name__}" if self.datamodule is not None else ""
+        self.found = f"{type(self.model).__name__}{data}, {parameters:,} parameters{self.found}"
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The config's Trainer; for one CPU where the config asks for devices that this machine lacks."""
+        config = self._get(self.config_init, "trainer")
+        wanted = str(config["accelerator"])
+        available = {"cuda": CUDAAccelerator, "mps": MPSAccelerator, "tpu": XLAAccelerator}
+        kinds = ("cuda", "mps") if wanted == "gpu" else (wanted,)
+        if all(kind in available and not available[kind].is_available() for kind in kinds):
+            config.update(accelerator="cpu", devices=1, num_nodes=1, strategy="auto", precision=None, plugins=None)
+            self.found = f" (its Trainer for a CPU: this machine has no {wanted})"
+        return super().instantiate_trainer(**kwargs)

@@ -164,9 +164,10 @@ class ZooModule(_PlainHyperparameters, LightningModule):  # type: ignore[misc]
         self.init_weights: Literal["ema", "raw"] = init_weights
         self.seed = run_seed(seed)
 
-    def setup(self, stage: str) -> None:
+    def on_fit_start(self) -> None:
         """Loads ``init_from`` when a fresh fit begins, and records what matched."""
-        if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
+        # Not in `setup`, where the Trainer does not know yet whether it resumes.
+        if self.init_from is not None and self.trainer.ckpt_path is None:
             report = load_weights(self, self.init_from, self.init_weights)
             record(
                 self.trainer,
@@ -202,6 +203,11 @@ class ZooDataModule(_PlainHyperparameters, LightningDataModule):  # type: ignore
     def __init__(self, seed: int | None = None) -> None:
         super().__init__()
         self.seed = run_seed(seed)
+
+    def _set_hparams(self, hp: Any) -> None:
+        super()._set_hparams(hp)
+        # Lightning refuses to log a module and a datamodule that both have, say, a `seed`, of two values.
+        self._log_hyperparams = False
 
 
 def run_seed(seed: int | None) -> int:

@@ -1,0 +1,194 @@
+"""The base classes: plain hyperparameters, injected optimizers, a start from other weights."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+
+from zoo.base import ZooDataModule, ZooModule, load_weights, run_seed
+from zoo.datamodules import Digits
+from zoo.io import read_json_lines
+
+
+class Host(ZooModule):
+    """A classifier whose network is injected."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        head: nn.Module | None = None,
+        scale: float = 1.0,
+        sizes: tuple[int, ...] = (1, 2),
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        init_from: str | None = None,
+        init_weights: Any = "ema",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler, init_from, init_weights, seed)
+        self.save_hyperparameters()
+        self.network = network
+        self.head = head
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = nn.functional.cross_entropy(self.network(batch["x"]), batch["label"])
+        self.log("train/loss", loss)
+        return loss
+
+
+def network(width: int = 10) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 10))
+
+
+def trainer(folder: Path, steps: int = 3, **options: Any) -> Trainer:
+    saves = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+    logger = CSVLogger(folder, name=None, version="")
+    return Trainer(
+        accelerator="cpu", max_steps=steps, callbacks=[EMAWeightAveraging(decay=0.5), saves], logger=logger,
+        enable_progress_bar=False, enable_model_summary=False, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a short run with an average, from Python."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    trainer(folder).fit(
+        Host(network(), optimizer=lambda p: torch.optim.SGD(p, lr=0.5)), datamodule=Digits(100, seed=0)
+    )
+    return folder / "step=3.ckpt"
+
+
+class Enumlike(str):
+    """A str in name only: pickled as an object of its class."""
+
+
+def test_only_plain_values_are_kept() -> None:
+    class Everything(ZooModule):
+        def __init__(self, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    made = Everything(
+        a={"x": [1, 2.0, None, "s", (True, torch.ones(2))]}, b=np.float64(1.0), c=[nn.Linear(1, 1)], d={1: 2},
+        e=Enumlike("x"), f=nn.Parameter(torch.ones(1)), g=torch.optim.SGD, h=Path("x"),
+    )  # fmt: skip
+    assert set(made.hparams) == {"a", "not_saved"}
+    assert made.hparams["not_saved"] == ["b", "c", "d", "e", "f", "g", "h"]
+    assert set(made.hparams_initial) == {"a", "not_saved"}
+
+
+def test_checkpoint_and_logger_see_plain_values(run: Path) -> None:
+    saved = torch.load(run, weights_only=True)["hyper_parameters"]
+    assert saved["scale"] == 1.0 and saved["not_saved"] == ["network", "optimizer"]
+    assert "!!python" not in (run.parent / "hparams.yaml").read_text().replace("!!python/tuple", "")
+
+
+def test_dropped_arguments_are_asked_for_even_with_a_default(run: Path) -> None:
+    with pytest.raises(
+        TypeError, match=r"constructor arguments network, optimizer of Host.*network=\.\.\., optimizer"
+    ):
+        Host.load_from_checkpoint(run)
+    with pytest.raises(TypeError, match="constructor arguments optimizer of Host"):
+        Host.load_from_checkpoint(run, network=network())  # would come back as AdamW
+    loaded = Host.load_from_checkpoint(run, network=network(), optimizer=torch.optim.SGD, scale=2.0)
+    assert loaded.hparams["scale"] == 2.0 and loaded.optimizer is torch.optim.SGD
+    assert loaded.network[1].weight.equal(
+        torch.load(run, weights_only=True)["state_dict"]["network.1.weight"]
+    )
+
+
+def test_datamodules_keep_plain_values_too() -> None:
+    class Data(ZooDataModule):
+        def __init__(self, path: Path, size: int) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    assert dict(Data(Path("x"), 3).hparams) == {"size": 3, "not_saved": ["path"]}
+
+
+@pytest.mark.parametrize(("weights", "key"), [("ema", "state_dict"), ("raw", "current_model_state")])
+def test_load_weights_takes_the_average_or_the_raw_ones(run: Path, weights: Any, key: str) -> None:
+    host = Host(network())
+    report = load_weights(host, run, weights)
+    assert str(report) == "4 tensors matched"
+    saved = torch.load(run, weights_only=True)
+    assert host.network[1].weight.equal(saved[key]["network.1.weight"])
+    assert not saved["state_dict"]["network.1.weight"].equal(saved["current_model_state"]["network.1.weight"])
+
+
+def test_the_report_names_what_did_not_match(run: Path) -> None:
+    host = Host(nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Linear(10, 7), nn.Linear(7, 10)))
+    before = host.network[2].weight.clone()
+    report = load_weights(host, run)
+    assert report.matched == ("network.1.weight", "network.1.bias")
+    assert report.mismatched == ("network.2.weight", "network.2.bias")
+    assert report.missing == ("network.3.weight", "network.3.bias")
+    assert "2 mismatched (network.2.weight, network.2.bias)" in str(report)
+    assert host.network[2].weight.equal(before)
+    with pytest.raises(ValueError, match=r"no tensor of .* fits Linear: .*4 unexpected"):
+        load_weights(nn.Linear(2, 2), run)
+    with pytest.raises(ValueError, match="'ema' or 'raw', got 'average'"):
+        load_weights(host, run, "average")  # type: ignore[arg-type]
+
+
+def test_init_from_starts_a_fit_and_a_resume_ignores_it(run: Path, tmp_path: Path) -> None:
+    saved = torch.load(run, weights_only=True)["current_model_state"]
+    host = Host(
+        network(), optimizer=lambda p: torch.optim.SGD(p, lr=0.0), init_from=str(run), init_weights="raw"
+    )
+    trainer(tmp_path / "a").fit(host, datamodule=Digits(100, seed=0))
+    assert host.network[1].weight.equal(saved["network.1.weight"])  # with lr 0 the start is the end
+    [event] = read_json_lines(tmp_path / "a" / "events.jsonl")
+    assert event["event"] == "weights_loaded" and event["matched"] == 4 and event["weights"] == "raw"
+
+    again = Host(network(), optimizer=lambda p: torch.optim.SGD(p, lr=0.5), init_from=str(run))
+    trainer(tmp_path / "b", steps=4).fit(
+        again, datamodule=Digits(100, seed=0), ckpt_path=tmp_path / "a" / "step=3.ckpt", weights_only=True
+    )
+    assert not (tmp_path / "b" / "events.jsonl").exists()
+
+
+def test_schedules_step_per_update(tmp_path: Path) -> None:
+    def decay(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+
+    host = Host(network(), optimizer=lambda p: torch.optim.SGD(p, lr=1.0), lr_scheduler=decay)
+    run = trainer(tmp_path, steps=4)
+    run.fit(host, datamodule=Digits(100, seed=0))
+    assert run.optimizers[0].param_groups[0]["lr"] == 0.5**4
+    plateau = Host(network(), lr_scheduler=lambda o: ReduceLROnPlateau(o, monitor="train/loss"))  # type: ignore[arg-type, return-value]
+    assert plateau.configure_optimizers()["lr_scheduler"]["monitor"] == "train/loss"
+
+
+def test_frozen_parameters_get_no_optimizer() -> None:
+    host = Host(network(), head=nn.Linear(3, 3).requires_grad_(False))
+    assert sum(len(group["params"]) for group in host.configure_optimizers().param_groups) == 4
+
+
+def test_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    assert (run_seed(None), run_seed(3)) == (0, 3)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "11")
+    assert (run_seed(None), run_seed(3)) == (11, 3)
+    assert Host(network()).seed == 11
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"init_from": "nowhere.ckpt"}, "init_from='nowhere.ckpt': no such checkpoint"),
+        ({"init_weights": "mean"}, "init_weights must be 'ema' or 'raw', got 'mean'"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Host(network(), **arguments)

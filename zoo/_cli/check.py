@@ -72,6 +72,8 @@ class CheckCLI(ZooCLI):
         available = {"cuda": CUDAAccelerator, "mps": MPSAccelerator, "tpu": XLAAccelerator}
         kinds = ("cuda", "mps") if wanted == "gpu" else (wanted,)
         if all(kind in available and not available[kind].is_available() for kind in kinds):
-            config.update(accelerator="cpu", devices=1, num_nodes=1, strategy="auto", precision=None, plugins=None)
+            one_cpu = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
+            for key, value in (one_cpu | {"precision": None, "plugins": None}).items():
+                config[key] = value
             self.found = f" (its Trainer for a CPU: this machine has no {wanted})"
         return super().instantiate_trainer(**kwargs)

@@ -180,7 +180,7 @@ def truncate(run: Path, checkpoint: dict[str, Any]) -> None:
         text = metrics.read_text(encoding="utf-8")
         rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
         kept = [row for n, row in enumerate(rows) if n < state["rows"] or int(row["step"]) <= state["row"]]
-        if len(kept) < text.count("\n") - 1 or not text.endswith("\n"):
+        if len(kept) < len(rows) or not metrics.read_bytes().endswith(b"\n"):
             out = io.StringIO()
             writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [])
             writer.writeheader()

@@ -253,16 +253,16 @@ class ZooCLI(LightningCLI):
         self.prepare()
 
     def prepare(self) -> None:
-        """Builds what the Trainer would build late, so that its errors come early."""
+        """Refuses unsafe loads, and builds what the Trainer would build late, so that its errors come early."""
+        if self._sub("weights_only") is False:
+            raise CommandError(
+                "weights_only: false is refused: zoo never unpickles a checkpoint, since that can run code. "
+                "Leave the setting out, or load the file in Python if you trust it"
+            )
         try_optimizers(self.config[self.subcommand].model)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if kwargs.get("weights_only") is False:
-            raise CommandError(
-                "weights_only: false is refused: zoo never unpickles a checkpoint, since that can run code; leave the "
-                "setting out, or load such a file in Python if you trust it"
-            )
         kwargs["weights_only"] = True  # Lightning itself leaves http(s) paths unprotected
         if self.resume is not None:
             kwargs["ckpt_path"] = str(self._resume_from(self.resume))

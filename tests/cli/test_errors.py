@@ -1,0 +1,112 @@
+"""Every mistake is one line with its place, the value and the cause; status 2; no traceback."""
+
+from pathlib import Path
+
+import pytest
+
+from zoo._cli.explain import explain, leaves
+
+FIT = ("fit", "--trust", "my_model", "--config", "small.yaml")
+
+# What is typed after `zoo fit --trust my_model --config small.yaml`, and the whole line that comes back.
+LINES = [
+    (["--model.widht", "3"], "model.init_args.widht: Net takes no argument 'widht'; did you mean width?"),
+    (["--model.width", "abc"], "model.init_args.width: expected int, got abc (an argument of Net)"),
+    (["--model.depth", "x"], "model.init_args.depth: expected int or null, got x (an argument of Net)"),
+    (["--model.optimizer.lr", "x"], "model.init_args.optimizer.init_args.lr: expected float, got x"),
+    (["--model.optimizer.lr", "-1"], "model.init_args.optimizer (AdamW): Invalid learning rate: -1.0"),
+    (["--model", "torch.nn.Linear"], "model: torch.nn.Linear is no LightningModule"),
+    (["--model.optimizer", "torch.nn.Linear"], "model.init_args.optimizer: torch.nn.Linear is no Optimizer"),
+    (["--model", "zoo.flow.MeanFloww"], "model: there is no MeanFloww in zoo.flow; did you mean MeanFlow"),
+    (["--model", "MeanFlo"], "model: no class is named 'MeanFlo'; did you mean MeanFlow"),
+    (["--data", "MeanFlow"], "data: MeanFlow (zoo.flow.MeanFlow) is of another kind than belongs here"),
+    (["--data.batch_size", "0"], "data (Digits): batch_size must be at least 1, got 0"),
+    (["--trainer.max_epochs", "x"], "trainer.max_epochs: expected int or null, got x"),
+    (["--trainer.max_steps", "1.5"], "trainer.max_steps: expected int, got 1.5"),
+    (["--trainer.max_epchs", "3"], "--trainer.max_epchs: there is no such argument; did you mean --trainer.max_epochs"),
+    (["--trainer.callbacks+", "SampleGird"], "trainer.callbacks: no class is named 'SampleGird'; did you mean SampleGrid?"),
+    (
+        ["--trainer.callbacks", '[{"class_path": "SampleGrid", "init_args": {"scale": 0}}]'],
+        "trainer.callbacks[0] (SampleGrid): scale must be at least 1, got 0",
+    ),
+    (
+        ["--trainer.callbacks", '[{"class_path": "ModelCheckpoint", "init_args": {"save_top_k": "x"}}]'],
+        "trainer.callbacks.init_args.save_top_k: expected int, got x (an argument of ModelCheckpoint)",
+    ),
+    (["--trainer.precision", "17"], "trainer.precision: expected one of 64, 32, 16, "),
+    (["--trainer.strategy", "ddpp"], "trainer: You selected an invalid strategy name"),
+    (["--trainer.devices", "0"], "trainer: `Trainer(devices='0')` value is not a valid input"),
+    (["--ckpt_path", "none.ckpt"], "ckpt_path: there is no file none.ckpt"),
+    (["--weights_only", "false"], "weights_only: false is refused"),
+    (["--config", "quickstrat"], "--config quickstrat: neither a file here nor a bundled config; did you mean quickstart?"),
+    (["--config", "s3://bucket/x.yaml"], "--config s3://bucket/x.yaml: configs are read from this machine only"),
+    (["--config", "key.yaml"], "trainer.max_epchs: there is no such setting in `zoo fit`; did you mean trainer.max_epochs"),
+    (["--config", "deep.yaml"], "deep.yaml: model.init_args.optimizer.init_args.lrr: AdamW takes no argument 'lrr'"),
+    (["--config", "broken.yaml"], "broken.yaml: Problems parsing config: "),
+    (["bogus"], "bogus: there is no such argument"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_mistakes_after_fit_are_one_line(zoo, workspace):
+    Path("key.yaml").write_text("trainer:\n  max_epchs: 3\n")
+    Path("broken.yaml").write_text("trainer: [1\n")
+    Path("deep.yaml").write_text(
+        "model:\n  class_path: my_model.Net\n  init_args:\n    optimizer:\n"
+        "      class_path: torch.optim.AdamW\n      init_args: {lrr: 3}\n"
+    )
+    for words, line in LINES:
+        result = zoo(*FIT, *words)
+        assert result.code == 2, words
+        last = result.err.splitlines()[-1]
+        assert last.startswith(f"error: {line}"), f"{words}: {last}"
+        assert "Traceback" not in result.err
+    assert not Path("runs").exists(), "a run that never began left a folder"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--config", "small.yaml", "fit"], "the verb comes first: zoo fit --config small.yaml"),
+        (["ft"], "there is no verb 'ft'; did you mean fit? (zoo --help)"),
+        (["fit"], "missing: data and model. A config gives them: --config NAME (see `zoo list configs`)"),
+        (["fit", "--trust"], "--trust needs the name of a package: --trust my_package"),
+        (["show", "MeanFlo"], "nothing is named 'MeanFlo'; did you mean MeanFlow"),
+        (["check", "--verbose"], "zoo check takes no --verbose"),
+    ],
+)
+def test_mistakes_before_a_verb_runs(zoo, words, line):
+    result = zoo(*words)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"error: {line}")
+
+
+def test_debugging_shows_the_traceback(zoo, monkeypatch):
+    monkeypatch.setenv("ZOO_DEBUG", "1")
+    result = zoo(*FIT, "--data.batch_size", "0")
+    assert result.code == 2
+    assert "Traceback" in result.err
+    assert "batch_size must be at least 1" in result.err
+
+
+def test_errors_inside_fit_keep_their_traceback(zoo, workspace):
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        zoo(*FIT, "--data", "zoo.datamodules.EightGaussians")
+
+
+def test_a_leaf_knows_its_keys_classes_and_value():
+    message = """Parser key "model":
+  Does not validate against any of the Union subtypes
+  Subtypes: [<class 'LightningModule'>, <class 'NoneType'>]
+  Errors:
+    - Problem with given class_path 'mine.Net':
+        Parser key "width":
+          Expected a <class 'int'>. Got value: abc
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'dict'>
+  Given value: {}"""
+    deep, shallow = leaves(message)
+    assert (deep.key, deep.owner, deep.value, deep.depth) == ("model.init_args.width", "Net", "abc", 3)
+    assert (shallow.key, shallow.value) == ("model", "{}")
+    assert explain(message) == "model.init_args.width: expected int, got abc (an argument of Net)"
+    assert explain("no tree at all") == "no tree at all"

@@ -1,0 +1,204 @@
+"""The folder of a run: names, locks, what is cut off before a resume, and what is said at the end."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from zoo._cli.errors import CommandError
+from zoo._cli.logger import RunLogger
+from zoo._cli.runs import Lock, files_state, newest_checkpoint, starts_others, truncate
+
+FIT = ("fit", "--trust", "my_model", "--config", "small.yaml")
+
+
+def _log(logger: RunLogger, rows: list[dict[str, float]]) -> None:
+    for row in rows:
+        row = dict(row)
+        logger.log_metrics(row, step=int(row.pop("step")))
+
+
+def test_a_logger_goes_on_with_the_rows_that_are_there(tmp_path):
+    _log(RunLogger(str(tmp_path), "", "run"), [{"step": 0, "a": 1.0}, {"step": 1, "a": 2.0}])
+    _log(RunLogger(str(tmp_path), "", "run"), [{"step": 2, "a": 3.0}, {"step": 3, "b": 4.0}])
+    assert (tmp_path / "run/metrics.csv").read_text().split() == ["a,b,step", "1.0,,0", "2.0,,1", "3.0,,2", ",4.0,3"]
+
+
+def test_two_runs_that_start_together_get_two_folders(tmp_path):
+    loggers = [RunLogger(str(tmp_path), "name") for _ in range(3)]
+    assert [logger.version for logger in loggers] == [0, 1, 2]
+    assert [Path(logger.log_dir).is_dir() for logger in loggers] == [True] * 3
+
+
+STEPS = [{"step": n, "loss": n / 10} for n in range(6)]
+EVENTS = [{"step": n, "event": "x"} for n in (0, 3, 3, 5)]
+
+
+def _files(run: Path) -> Path:
+    _log(RunLogger(str(run.parent), "", run.name), STEPS)
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in EVENTS))
+    return run
+
+
+def _steps(run: Path) -> tuple[list[int], list[int]]:
+    rows = (run / "metrics.csv").read_text().split()[1:]
+    events = (run / "events.jsonl").read_text().splitlines()
+    return [int(row.split(",")[1]) for row in rows], [json.loads(line)["step"] for line in events]
+
+
+def test_truncate_by_what_the_checkpoint_noted(tmp_path):
+    """Saved when update 3 ended, with its row not yet written and the first event of step 3 just recorded."""
+    run = _files(tmp_path / "run")
+    truncate(run, {"global_step": 4, "run_files": {"row": 3, "rows": 3, "events": 2}})
+    assert _steps(run) == ([0, 1, 2, 3], [0, 3])
+
+
+def test_truncate_by_the_step_of_a_foreign_checkpoint(tmp_path):
+    run = _files(tmp_path / "run")
+    truncate(run, {"global_step": 3})
+    assert _steps(run) == ([0, 1, 2], [0, 3, 3])
+
+
+def test_truncate_keeps_rows_that_were_there_whatever_their_step(tmp_path):
+    """An event's row stands at the update's number, one past the update's own row."""
+    run = tmp_path / "run"
+    _log(RunLogger(str(tmp_path), "", "run"), [{"step": 0, "loss": 1}, {"step": 1, "event": 1}, {"step": 1, "loss": 1}])
+    truncate(run, {"global_step": 1, "run_files": {"row": 0, "rows": 2, "events": 0}})
+    assert (run / "metrics.csv").read_text().split() == ["event,loss,step", ",1,0", "1,,1"]
+
+
+@pytest.mark.parametrize("cut", range(1, 8))
+def test_truncate_after_a_kill_in_the_middle_of_a_line(tmp_path, cut):
+    run = _files(tmp_path / "run")
+    for name in ("metrics.csv", "events.jsonl"):
+        content = (run / name).read_bytes()
+        (run / name).write_bytes(content[:-cut])
+    truncate(run, {"global_step": 6, "run_files": {"row": 5, "rows": 6, "events": 4}})
+    kept = [0, 1, 2, 3, 4] + [5] * (cut == 1)  # csv ends lines with two characters: with one the row is whole
+    assert _steps(run) == (kept, [0, 3, 3])
+    _log(RunLogger(str(tmp_path), "", "run"), [{"step": 6, "loss": 1.0}])  # and a new row is a row of its own
+    assert _steps(run)[0] == [*kept, 6]
+    assert (run / "metrics.csv").read_bytes().count(b"\r\n") == len(kept) + 2
+
+
+def test_truncate_leaves_whole_files_alone_and_needs_none(tmp_path):
+    run = _files(tmp_path / "run")
+    before = [(run / name).stat().st_mtime_ns for name in ("metrics.csv", "events.jsonl")]
+    truncate(run, {"global_step": 6, "run_files": {"row": 5, **_counts(run)}})
+    assert [(run / name).stat().st_mtime_ns for name in ("metrics.csv", "events.jsonl")] == before
+    truncate(tmp_path, {"global_step": 6})
+
+
+def _counts(run: Path) -> dict[str, int]:
+    state = files_state(run, 5)
+    assert state == {"row": 5, "rows": 6, "events": 4}
+    return {"rows": state["rows"], "events": state["events"]}
+
+
+def test_newest_checkpoint_is_the_last_that_is_whole(tmp_path, capsys):
+    for number, name in enumerate(("a", "b", "c")):
+        torch.save({"state_dict": {"w": torch.zeros(1000)}, "global_step": 9 - number}, tmp_path / f"{name}.ckpt")
+        os.utime(tmp_path / f"{name}.ckpt", ns=(number, number))
+    assert newest_checkpoint(tmp_path) == tmp_path / "c.ckpt"
+    content = (tmp_path / "c.ckpt").read_bytes()
+    (tmp_path / "c.ckpt").write_bytes(content[:-50])
+    os.utime(tmp_path / "c.ckpt", ns=(2, 2))
+    assert newest_checkpoint(tmp_path) == tmp_path / "b.ckpt"
+    assert "passed over" in capsys.readouterr().err
+    assert newest_checkpoint(tmp_path / "empty") is None
+
+
+def test_a_lock_is_held_once_and_dies_with_its_process(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from zoo._cli.runs import Lock; "
+        "lock = Lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(CommandError, match=f"process {process.pid}"):
+        Lock(tmp_path)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    lock = Lock(tmp_path)
+    child = os.fork()
+    if child == 0:  # a forked loader worker does not keep the lock
+        os._exit(0 if lock._handle == -1 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    lock.release()
+    Lock(tmp_path).release()
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [({}, True), ({"LOCAL_RANK": "1"}, False), ({"NODE_RANK": "1"}, False), ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+     ({"RANK": "2", "LOCAL_RANK": "0"}, False), ({"SLURM_PROCID": "1"}, False)],
+)  # fmt: skip
+def test_the_process_that_owns_a_run(monkeypatch, environment, first):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert starts_others() == first
+
+
+def test_a_run_says_where_things_are_and_its_last_command_works(zoo, workspace, rows):
+    result = zoo(*FIT, "--trainer.callbacks+", '{"class_path": "LossCurve"}')
+    run = Path("runs/small/version_0")
+    lines = result.out.splitlines()
+    assert lines[0] == f"fit: done, in {run}"
+    told = [line.split()[1] for line in lines[1:-1]]
+    assert told[:3] == [f"{run}/loss.png", f"{run}/metrics.csv", f"{run}/events.jsonl"]
+    assert all(Path(path).is_file() for path in told)
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["logger"] is None
+    head, command = lines[-1].split(": ", 1)
+    assert head == "evaluate it"
+    words = shlex.split(command)
+    assert words[:2] == ["zoo", "test"]
+    tested = zoo(*words[1:])
+    assert tested.code == 0, tested.err
+    assert f"test: done, in {run}/test/version_0" in tested.out
+    assert rows(run / "test/version_0", "test/loss")
+    assert "was" not in tested.err
+
+
+def test_fast_dev_run_leaves_nothing_and_says_nothing_of_it(zoo, workspace):
+    before = sorted(path.name for path in workspace.iterdir() if path.name != "__pycache__")
+    result = zoo(*FIT, "--trainer.fast_dev_run", "1")
+    assert result.code == 0
+    assert "done, in" not in result.out
+    assert "evaluate" not in result.out
+    assert sorted(path.name for path in workspace.iterdir() if path.name != "__pycache__") == before
+
+
+def test_layers_and_bundled_names(zoo, workspace):
+    Path("more.yaml").write_text("trainer:\n  callbacks+:\n    - class_path: LossCurve\n  max_steps: 1\n")
+    assert zoo(*FIT, "--config", "more.yaml").code == 0
+    saved = yaml.safe_load(Path("runs/small/version_0/config.yaml").read_text())
+    assert [c["class_path"] for c in saved["trainer"]["callbacks"]] == ["zoo.callbacks.LossCurve"]
+    result = zoo(
+        "fit", "--config", "flow/eight_gaussians", "--trainer.max_steps", "2", "--trainer.callbacks", "null",
+        "--trainer.enable_progress_bar", "false",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert Path("runs/flow/eight_gaussians/version_0/metrics.csv").is_file()
+
+
+def test_nothing_useless_is_said(zoo, workspace):
+    """A fit and a test of averaged weights warn of nothing that the user could put right."""
+    average = '[{"class_path": "EMAWeightAveraging"}]'
+    words = ("--trainer.callbacks", average, "--trainer.max_epochs", "1")
+    fit = zoo(*FIT, *words)
+    command = shlex.split(fit.out.splitlines()[-1].split(": ", 1)[1])
+    test = zoo(*command[1:])
+    for result in (fit, test):
+        assert result.code == 0, result.err
+        for noise in ("deprecat", "Tip:", "LeafSpec", "already saved during", "outside the 'fit' stage", "many workers"):
+            assert noise not in result.err + result.out

@@ -1,4 +1,4 @@
-"""What a training step of mean flow costs beside one of plain flow matching: the same network, batch, optimizer.
+"""What a step of mean flow costs beside one of plain flow matching: the same network, batch and optimizer.
 
 On the items with r != t mean flow asks for a derivative, at twice the price of a forward pass. With a quarter
 of the items and a backward pass of two forwards, the arithmetic alone is (3 + 2 / 4) / 3 = 1.17 steps. A

@@ -44,6 +44,16 @@ def arguments(shape: tuple[int, ...]) -> dict[str, Tensor]:
 
 
 CASES: dict[str, tuple[Callable, int]] = {
+    "add a number": (lambda x: 1 + x, 1),
+    "add a constant": (lambda x: draw(1, 8) + x, 1),
+    "add to a larger constant": (lambda x: x[:1] + draw(2, 3, 5, 8), 1),
+    "add with alpha": (lambda x: torch.add(x, 2, alpha=3), 1),
+    "add two": (lambda x, y: x + y, 2),
+    "add, then in place": (lambda x: (x + 1).mul_(3) * x, 1),
+    "add single precision": (lambda x: x.float() + draw(8), 1),
+    "multiply by a number": (lambda x: 2 * x, 1),
+    "multiply by a larger constant": (lambda x: x[:1] * draw(2, 3, 5, 8), 1),
+    "multiply two": (lambda x, y: x * y, 2),
     "linear": (lambda x: F.linear(x, draw(4, 8), draw(4)), 1),
     "linear without bias": (lambda x: F.linear(x, draw(4, 8)), 1),
     "linear in its weight": (lambda x, y: F.linear(x, y[0, 0]), 2),

@@ -1,10 +1,10 @@
 """Forward-mode derivatives of the few functions in which a transformer spends its time.
 
-PyTorch's own forward mode works operation by operation: for a linear layer it also multiplies by the (zero)
-tangent of the weight, for normalization and attention it falls apart into many small kernels, and fused
-attention has none. `FastRules` replaces these functions, while a network runs on dual numbers, by rules
-written out here; whatever has no rule goes on to PyTorch. The network's code, hooks and replaced layers all
-run as they are.
+PyTorch's own forward mode works operation by operation: it makes up zero tangents for weights and constants,
+splits normalization and attention into many small kernels, and has nothing for fused
+attention. `FastRules` replaces these functions, while a network runs on dual numbers, by rules written out
+here; whatever has no rule goes on to PyTorch. The network's code, hooks and replaced layers all run as they
+are.
 
 A rule gets the function's own arguments, of which at least one carries a tangent, and returns a dual number,
 or NotImplemented for arguments it does not cover.
@@ -22,14 +22,34 @@ from torch.overrides import TorchFunctionMode
 _aten = torch.ops.aten
 
 
-def _split(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    primal, tangent = fwAD.unpack_dual(x)
-    return primal, tangent
+def _split(x: Any) -> tuple[Any, Tensor | None]:
+    """Value and tangent of a tensor, dual or not, or of a plain number."""
+    return fwAD.unpack_dual(x) if isinstance(x, Tensor) else (x, None)
 
 
 def _constant(*parameters: Tensor | None) -> bool:
     """Whether none of these carries a tangent."""
     return all(p is None or fwAD.unpack_dual(p).tangent is None for p in parameters)
+
+
+def add(input: Any, other: Any, *, alpha: float = 1, out: None = None) -> Any:
+    """A dual number plus a constant keeps its tangent."""
+    (x, dx), (y, dy) = _split(input), _split(other)
+    tangent = dy if dx is None else dx
+    if alpha != 1 or out is not None or tangent is None or (dx is not None and dy is not None):
+        return NotImplemented
+    total = x + y
+    if total.shape != tangent.shape or total.dtype != tangent.dtype:
+        return NotImplemented
+    return fwAD.make_dual(total, tangent.clone())  # a copy: someone may go on in place
+
+
+def multiply(input: Any, other: Any, *, out: None = None) -> Any:
+    """A dual number times a constant."""
+    (x, dx), (y, dy) = _split(input), _split(other)
+    if out is not None or (dx is None) == (dy is None):
+        return NotImplemented
+    return fwAD.make_dual(x * y, x * dy if dx is None else dx * y)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
@@ -121,6 +141,14 @@ def attention(
 
 
 RULES: dict[Callable, Callable] = {
+    torch.add: add,
+    Tensor.add: add,
+    Tensor.__add__: add,
+    Tensor.__radd__: add,
+    torch.mul: multiply,
+    Tensor.mul: multiply,
+    Tensor.__mul__: multiply,
+    Tensor.__rmul__: multiply,
     F.linear: linear,
     torch.addcmul: addcmul,
     F.gelu: gelu,

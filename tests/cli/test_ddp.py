@@ -12,7 +12,7 @@ DDP = ("--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.acceler
 
 @pytest.mark.slow
 def test_two_processes_keep_trust_and_resume_after_sigterm_bitwise(start, workspace, rows):
-    """The relaunched process trusts what the first one does; both save the same update when one is told to stop."""
+    """The relaunched process trusts as the first does; when one is told to stop, both save one update."""
     Path("whole.yaml").write_text(Path("small.yaml").read_text())
     # Rank 0 alone gets the signal, as from `kill`: the other process must learn of it.
     hit = '[{"class_path": "my_model.Signal", "init_args": {"step": 3, "name": "SIGTERM"}}]'

@@ -23,8 +23,11 @@ LINES = [
     (["--data.batch_size", "0"], "data (Digits): batch_size must be at least 1, got 0"),
     (["--trainer.max_epochs", "x"], "trainer.max_epochs: expected int or null, got x"),
     (["--trainer.max_steps", "1.5"], "trainer.max_steps: expected int, got 1.5"),
-    (["--trainer.max_epchs", "3"], "--trainer.max_epchs: there is no such argument; did you mean --trainer.max_epochs"),
-    (["--trainer.callbacks+", "SampleGird"], "trainer.callbacks: no class is named 'SampleGird'; did you mean SampleGrid?"),
+    (["--trainer.max_epchs", "3"], "--trainer.max_epchs: there is no such argument; did you mean --trainer"),
+    (
+        ["--trainer.callbacks+", "SampleGird"],
+        "trainer.callbacks: no class is named 'SampleGird'; did you mean SampleGrid?",
+    ),
     (
         ["--trainer.callbacks", '[{"class_path": "SampleGrid", "init_args": {"scale": 0}}]'],
         "trainer.callbacks[0] (SampleGrid): scale must be at least 1, got 0",
@@ -38,13 +41,22 @@ LINES = [
     (["--trainer.devices", "0"], "trainer: `Trainer(devices='0')` value is not a valid input"),
     (["--ckpt_path", "none.ckpt"], "ckpt_path: there is no file none.ckpt"),
     (["--weights_only", "false"], "weights_only: false is refused"),
-    (["--config", "quickstrat"], "--config quickstrat: neither a file here nor a bundled config; did you mean quickstart?"),
-    (["--config", "s3://bucket/x.yaml"], "--config s3://bucket/x.yaml: configs are read from this machine only"),
-    (["--config", "key.yaml"], "trainer.max_epchs: there is no such setting in `zoo fit`; did you mean trainer.max_epochs"),
-    (["--config", "deep.yaml"], "deep.yaml: model.init_args.optimizer.init_args.lrr: AdamW takes no argument 'lrr'"),
+    (
+        ["--config", "quickstrat"],
+        "--config quickstrat: neither a file here nor a bundled config; did you mean quickstart?",
+    ),
+    (["--config", "s3://b/x.yaml"], "--config s3://b/x.yaml: configs are read from this machine only"),
+    (
+        ["--config", "key.yaml"],
+        "trainer.max_epchs: there is no such setting in `zoo fit`; did you mean trainer.max_epochs",
+    ),
+    (
+        ["--config", "deep.yaml"],
+        "deep.yaml: model.init_args.optimizer.init_args.lrr: AdamW takes no argument 'lrr'",
+    ),
     (["--config", "broken.yaml"], "broken.yaml: Problems parsing config: "),
     (["bogus"], "bogus: there is no such argument"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What configs, flags and checkpoints may import: the allow-list, and what the person at the keyboard trusts."""
+"""What configs, flags and checkpoints may import: the allow-list, and what the user trusts."""
 
 import functools
 import json
@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jsonargparse
 import pytest
 import torch
 import yaml
@@ -79,7 +78,9 @@ def test_a_foreign_class_is_refused_unimported_with_the_command_to_retry(zoo, ho
     for key in ("--model", "--data", "--model.optimizer", "--trainer.callbacks+", "--model.act"):
         result = zoo(*FIT, key, "hostile.Net")
         assert result.code == 2
-        assert result.err.rstrip().endswith(f"run: zoo {' '.join(FIT)} {key} hostile.Net --trust hostile"), key
+        assert result.err.rstrip().endswith(f"run: zoo {' '.join(FIT)} {key} hostile.Net --trust hostile"), (
+            key
+        )
     assert not hostile.exists()
     assert "hostile" not in sys.modules
 
@@ -100,11 +101,15 @@ def test_an_argument_of_any_type_builds_nothing(zoo, workspace):
         "class Loose(Callback):\n    def __init__(self, x: Any = None) -> None:\n        self.x = x\n"
         "    def setup(self, trainer, pl_module, stage):\n        assert isinstance(self.x, dict), self.x\n"
     )
-    spec = {"class_path": "subprocess.Popen", "init_args": {"args": "touch mark", "shell": True}}
-    callbacks = json.dumps([{"class_path": "loose.Loose", "init_args": {"x": spec}}])
-    result = zoo(*FIT, "--trust", "loose", "--trainer.fast_dev_run", "1", "--trainer.callbacks", callbacks)
-    assert not Path("mark").exists()
-    assert result.code in (0, 2), result.err  # refused, or kept as the dict that it is
+    Path("hostile.py").write_text("open('mark', 'w').close()\n")
+    shell = {"class_path": "subprocess.Popen", "init_args": {"args": "touch mark", "shell": True}}
+    for spec, code in ((shell, 2), ({"class_path": "hostile.Net"}, 0)):  # refused; an inert dict
+        callbacks = json.dumps([{"class_path": "loose.Loose", "init_args": {"x": spec}}])
+        result = zoo(
+            *FIT, "--trust", "loose", "--trainer.fast_dev_run", "1", "--trainer.callbacks", callbacks
+        )
+        assert result.code == code, result.err
+        assert not Path("mark").exists()
     sys.modules.pop("loose", None)
 
 
@@ -185,14 +190,12 @@ def test_the_current_folder_comes_last_and_only_with_trust(workspace):
 
 def test_the_settings_of_the_program_around_come_back():
     settings, mode = dict(_common.parsing_settings), _optionals._config_read_mode
-    with pytest.raises(KeyError), import_policy(["mine"]):
+    with import_policy(["mine"]):
         assert _common.parsing_settings != settings
         assert _common.parsing_settings["instantiate_subclass_spec_in_any"] is False
         assert "s" not in _optionals._config_read_mode  # no fsspec: nothing is fetched
-        raise KeyError
     assert _common.parsing_settings == settings
     assert _optionals._config_read_mode == mode
-    assert jsonargparse.__version__
 
 
 def test_python_dash_m_zoo_is_the_command(workspace):

@@ -28,8 +28,8 @@ def _assert_same(one: dict, other: dict) -> None:
         assert torch.equal(value, other["state_dict"][key]), key
 
 
-# 15 updates in 3 epochs of 5. Steps 4 and 9 are the last of their epochs; with val_check_interval 2 a validation
-# follows steps 1, 3, 6, 8, ...
+# 15 updates in 3 epochs of 5. Steps 4 and 9 are the last of their epochs; with val_check_interval 2 a
+# validation follows steps 1, 3, 6, 8, ...
 @pytest.mark.parametrize("interval", [[], ["--trainer.val_check_interval", "2"]])
 def test_ctrl_c_at_any_update_changes_nothing(zoo, workspace, rows, interval):
     assert zoo(*FIT, *interval).code == 0

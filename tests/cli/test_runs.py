@@ -27,7 +27,13 @@ def _log(logger: RunLogger, rows: list[dict[str, float]]) -> None:
 def test_a_logger_goes_on_with_the_rows_that_are_there(tmp_path):
     _log(RunLogger(str(tmp_path), "", "run"), [{"step": 0, "a": 1.0}, {"step": 1, "a": 2.0}])
     _log(RunLogger(str(tmp_path), "", "run"), [{"step": 2, "a": 3.0}, {"step": 3, "b": 4.0}])
-    assert (tmp_path / "run/metrics.csv").read_text().split() == ["a,b,step", "1.0,,0", "2.0,,1", "3.0,,2", ",4.0,3"]
+    assert (tmp_path / "run/metrics.csv").read_text().split() == [
+        "a,b,step",
+        "1.0,,0",
+        "2.0,,1",
+        "3.0,,2",
+        ",4.0,3",
+    ]
 
 
 def test_two_runs_that_start_together_get_two_folders(tmp_path):
@@ -68,7 +74,10 @@ def test_truncate_by_the_step_of_a_foreign_checkpoint(tmp_path):
 def test_truncate_keeps_rows_that_were_there_whatever_their_step(tmp_path):
     """An event's row stands at the update's number, one past the update's own row."""
     run = tmp_path / "run"
-    _log(RunLogger(str(tmp_path), "", "run"), [{"step": 0, "loss": 1}, {"step": 1, "event": 1}, {"step": 1, "loss": 1}])
+    _log(
+        RunLogger(str(tmp_path), "", "run"),
+        [{"step": 0, "loss": 1}, {"step": 1, "event": 1}, {"step": 1, "loss": 1}],
+    )
     truncate(run, {"global_step": 1, "run_files": {"row": 0, "rows": 2, "events": 0}})
     assert (run / "metrics.csv").read_text().split() == ["event,loss,step", ",1,0", "1,,1"]
 
@@ -103,7 +112,9 @@ def _counts(run: Path) -> dict[str, int]:
 
 def test_newest_checkpoint_is_the_last_that_is_whole(tmp_path, capsys):
     for number, name in enumerate(("a", "b", "c")):
-        torch.save({"state_dict": {"w": torch.zeros(1000)}, "global_step": 9 - number}, tmp_path / f"{name}.ckpt")
+        torch.save(
+            {"state_dict": {"w": torch.zeros(1000)}, "global_step": 9 - number}, tmp_path / f"{name}.ckpt"
+        )
         os.utime(tmp_path / f"{name}.ckpt", ns=(number, number))
     assert newest_checkpoint(tmp_path) == tmp_path / "c.ckpt"
     content = (tmp_path / "c.ckpt").read_bytes()
@@ -138,9 +149,15 @@ def test_a_lock_is_held_once_and_dies_with_its_process(tmp_path):
 
 @pytest.mark.parametrize(
     ("environment", "first"),
-    [({}, True), ({"LOCAL_RANK": "1"}, False), ({"NODE_RANK": "1"}, False), ({"RANK": "0", "LOCAL_RANK": "0"}, True),
-     ({"RANK": "2", "LOCAL_RANK": "0"}, False), ({"SLURM_PROCID": "1"}, False)],
-)  # fmt: skip
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"NODE_RANK": "1"}, False),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "2", "LOCAL_RANK": "0"}, False),
+        ({"SLURM_PROCID": "1"}, False),
+    ],
+)
 def test_the_process_that_owns_a_run(monkeypatch, environment, first):
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
@@ -188,7 +205,7 @@ def test_layers_and_bundled_names(zoo, workspace):
         "--trainer.enable_progress_bar", "false",
     )  # fmt: skip
     assert result.code == 0, result.err
-    assert Path("runs/flow/eight_gaussians/version_0/metrics.csv").is_file()
+    assert Path("runs/flow/eight_gaussians/version_0/config.yaml").is_file()
 
 
 def test_nothing_useless_is_said(zoo, workspace):
@@ -200,5 +217,12 @@ def test_nothing_useless_is_said(zoo, workspace):
     test = zoo(*command[1:])
     for result in (fit, test):
         assert result.code == 0, result.err
-        for noise in ("deprecat", "Tip:", "LeafSpec", "already saved during", "outside the 'fit' stage", "many workers"):
+        for noise in (
+            "deprecat",
+            "Tip:",
+            "LeafSpec",
+            "already saved during",
+            "outside the 'fit' stage",
+            "many workers",
+        ):
             assert noise not in result.err + result.out

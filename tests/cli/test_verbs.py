@@ -45,7 +45,10 @@ def test_list_of_one_kind(zoo):
 
 def test_short_names_are_unique_over_all_packages():
     places = Counter(
-        (name, module) for names in public_names().values() for name, module in names.items() if name[0].isupper()
+        (name, module)
+        for names in public_names().values()
+        for name, module in names.items()
+        if name[0].isupper()
     )
     names = Counter(name for name, _ in places)
     assert [name for name, count in names.items() if count > 1] == []
@@ -132,7 +135,11 @@ def test_check_says_what_is_wrong_with_each(zoo, workspace):
 
 
 def test_check_of_a_config_for_a_cluster_builds_here(zoo, workspace):
-    text = Path("small.yaml").read_text().replace("accelerator: cpu\n  devices: 1", "accelerator: tpu\n  devices: 8")
+    text = (
+        Path("small.yaml")
+        .read_text()
+        .replace("accelerator: cpu\n  devices: 1", "accelerator: tpu\n  devices: 8")
+    )
     Path("big.yaml").write_text(text.replace("batch_size: 256", "batch_size: 256\n    num_workers: 2"))
     result = zoo("check", "big.yaml", "--trust", "my_model")
     assert result.code == 0, result.err

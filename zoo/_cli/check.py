@@ -1,6 +1,7 @@
-"""``zoo check CONFIG...``: parses configs and builds their parts on the meta device, without data or memory."""
+"""``zoo check CONFIG...``: parses configs and builds their parts, without data or memory for weights."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from zoo._cli.errors import CommandError, complain, say
 from zoo._cli.noise import MACHINE, quiet
 from zoo._cli.policy import import_policy
-from zoo._cli.train import ZooCLI, build
+from zoo._cli.trainer_cli import ZooCLI, build
 
 USAGE = "usage: zoo check CONFIG... [--trust PKG]   (files, or names of bundled configs)"
 
@@ -37,7 +38,7 @@ def run(verb: str, args: list[str], words: Sequence[str], trusted: Sequence[str]
     with import_policy(trusted), quiet(MACHINE):
         for config in args:
             try:
-                cli = build(lambda config=config: CheckCLI(["fit", "--config", config]), words)  # type: ignore[misc]
+                cli = build(partial(CheckCLI, ["fit", "--config", config]), words)
             except CommandError as error:
                 complain(f"{config}: {str(error).removeprefix(f'{config}: ')}")
                 code = 2

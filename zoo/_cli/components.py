@@ -1,7 +1,8 @@
 """What the zoo holds, read from its sources by `ast`: `zoo list` and `zoo show` import none of it.
 
 Constructors are explicit and typed, so the source says it all: the public names of each package stand in its
-``__init__.py`` (`zoo._lazy.table`), a class's kind follows from its bases, and its arguments from ``__init__``.
+``__init__.py`` (`zoo._lazy.table`), a class's kind follows from its bases, and its arguments from
+``__init__``.
 """
 
 import ast
@@ -137,7 +138,7 @@ def _component(name: str, path: str, module: str) -> Component:
     if isinstance(node, ast.FunctionDef):
         return Component(name, path, module, "parts", doc, _arguments(module, node, doc))
     bases = _bases(module, node)
-    kind = next((kind for root, kind in _ROOTS.items() if root in bases), "parts")
+    kind: Kind = next((kind for root, kind in _ROOTS.items() if root in bases), "parts")
     if kind == "parts" and path.startswith("zoo.callbacks."):
         kind = (
             "callbacks"  # of a Lightning callback, EMAWeightAveraging say, whose own bases are not followed
@@ -188,9 +189,9 @@ def _full_path(module: str, text: str) -> str:
 
 
 def argument_help(doc: str) -> dict[str, str]:
-    """The ``Args:`` section of a Google docstring.
+    r"""The ``Args:`` section of a Google docstring.
 
-    >>> argument_help("Does it.\\n\\nArgs:\\n    size: How many,\\n        in all.\\n    name: Whose.\\n\\nReturns:\\n    It.")
+    >>> argument_help("Does it.\n\nArgs:\n    size: How many,\n        in all.\n    name: Whose.\n")
     {'size': 'How many, in all.', 'name': 'Whose.'}
     """
     match = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", doc, re.MULTILINE)

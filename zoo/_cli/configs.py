@@ -51,11 +51,11 @@ def first_comment(path: Path) -> str:
 def run_name(config: Path | None) -> str:
     """The folder under ``runs/`` for a run of this config.
 
-    A bundled config gives its name with its folder, a file its stem, and the ``config.yaml`` of an earlier run
-    the name of that run.
+    A bundled config gives its name with its folder, a file its stem, and the ``config.yaml`` of an earlier
+    run the name of that run.
 
-    >>> run_name(Path("mine/fast.yaml")), run_name(Path("runs/flow/digits/version_3/config.yaml")), run_name(None)
-    ('fast', 'flow/digits', 'run')
+    >>> run_name(Path("mine/fast.yaml")), run_name(Path("runs/flow/digits/version_3/config.yaml"))
+    ('fast', 'flow/digits')
     """
     if config is None:
         return "run"

@@ -1,8 +1,8 @@
 """jsonargparse's messages in one line.
 
-It reports a wrong value as a tree: every branch of every union on the way, a dozen lines with the cause in the
-middle. `leaves` reads the tree by its indents, and `explain` keeps the leaf that lies deepest: the branch that
-got furthest is the one that was meant.
+It reports a wrong value as a tree: every branch of every union on the way, a dozen lines with the cause in
+the middle. `leaves` reads the tree by its indents, and `explain` keeps the leaf that lies deepest: the branch
+that got furthest is the one that was meant.
 """
 
 import importlib.util
@@ -73,18 +73,18 @@ def leaves(message: str) -> list[Leaf]:
         elif match := _CALLABLE.match(text):
             if built := _BUILT.search(text):
                 stack.append((indent, "class", built[1]))
-            return read(indent + 1, _BUILT.sub("", match[1]))
+            read(indent + 1, _BUILT.sub("", match[1]))
+            return
         if not text or _NOISE.match(text):
-            return None
+            return
         if text.startswith("Given value: "):
             value = _BUILT.sub("", text.removeprefix("Given value: "))
             value = nested[1] if (nested := _NESTED.match(value)) else value
             found[:] = [leaf if leaf.value is not None else replace(leaf, value=value) for leaf in found]
-            return None
+            return
         keys, classes = (tuple(name for _, kind, name in stack if kind == k) for k in ("key", "class"))
         typed = _TYPE.match(text)
         found.append(Leaf(keys, classes, text, typed[3] if typed else None))
-        return None
 
     for line in filter(str.strip, message.splitlines()):
         read(len(line) - len(line.lstrip()), line.strip().removeprefix("- "))
@@ -92,13 +92,13 @@ def leaves(message: str) -> list[Leaf]:
 
 
 def explain(message: str, retry: str = "") -> str:
-    """The one line that matters in a message of jsonargparse.
+    r"""The one line that matters in a message of jsonargparse.
 
     Args:
         message: What the parser said.
         retry: The command that the user typed, for the advice that ends a refused import.
 
-    >>> explain('Parser key "trainer.max_epochs":\\n  Expected a <class \\'int\\'>. Got value: many')
+    >>> explain('Parser key "trainer.max_epochs":\n  Expected a <class \'int\'>. Got value: many')
     'trainer.max_epochs: expected int, got many'
     """
     found = leaves(message) if 'Parser key "' in message else []
@@ -153,8 +153,8 @@ def refusal(path: str, entry: str, retry: str) -> str:
     if not here and importlib.util.find_spec(package) is None:
         return f"{path}: there is no module named {package!r} here"
     return (
-        f"{path} is not imported, since configs name parts of the zoo, torch.nn, torch.optim, torchmetrics and "
-        f"Lightning only. If you trust {package}, run: {retry} --trust {package}"
+        f"{path} is not imported, since configs name parts of the zoo, torch.nn, torch.optim, torchmetrics "
+        f"and Lightning only. If you trust {package}, run: {retry} --trust {package}"
     )
 
 
@@ -164,8 +164,8 @@ def unknown_class(name: str) -> str:
     if name in known:
         return f"{name} ({known[name]}) is of another kind than belongs here"
     return (
-        f"no class is named {name!r}{close(name, known)} (short names are those of the zoo, Lightning and torch; "
-        "any other class goes by its full path, my_module.MyClass)"
+        f"no class is named {name!r}{close(name, known)} (short names are those of the zoo, Lightning and "
+        "torch; any other class goes by its full path, my_module.MyClass)"
     )
 
 
@@ -195,7 +195,8 @@ def loaded_classes() -> dict[str, str]:
 def _subclasses(*bases: type) -> Iterator[type]:
     todo, seen = list(bases), set(bases)
     while todo:
-        for child in type.__subclasses__(todo.pop()):
+        children: list[type] = type.__subclasses__(todo.pop())
+        for child in children:
             if child not in seen:
                 seen.add(child)
                 todo.append(child)

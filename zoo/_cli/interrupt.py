@@ -1,9 +1,10 @@
 """Ctrl-C and SIGTERM in a fit: finish the batch, save a checkpoint, stop; the next run goes on from there.
 
-Lightning stops in the middle of a batch on Ctrl-C and saves nothing; on SIGTERM its handler starts a collective
-operation inside the signal handler and rank zero leaves the loop before the others. Here a signal only sets a
-flag. The flag is looked at when a batch ends; under several processes it is agreed on there (one number reduced
-over the ranks, which Lightning does once a step as well), so that all of them save the same update.
+Lightning stops in the middle of a batch on Ctrl-C and saves nothing; on SIGTERM its handler starts a
+collective operation inside the signal handler and rank zero leaves the loop before the others. Here a signal
+only sets a flag. The flag is looked at when a batch ends; under several processes it is agreed on there (one
+number reduced over the ranks, which Lightning does once a step as well), so that all of them save the same
+update.
 """
 
 import signal
@@ -24,7 +25,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """Training stopped after a signal, with a checkpoint saved. No `Exception`: nothing but the command takes it."""
+    """Training stopped after a signal, with a checkpoint saved. No `Exception`: only the command takes it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -35,9 +36,9 @@ class Interrupt(Callback):
     """Saves ``checkpoints/interrupted.ckpt`` when the batch ends in which a signal came, and stops.
 
     A validation or an end of an epoch that is due after that batch is still carried out, and the checkpoint
-    saved again after it, since a resumed run does not repeat them. A second signal stops at once. Gradients that
-    are being accumulated are completed first. Each checkpoint of the run also notes how far the run's files had
-    got, for `zoo._cli.runs.truncate`.
+    saved again after it, since a resumed run does not repeat them. A second signal stops at once. Gradients
+    that are being accumulated are completed first. Each checkpoint of the run also notes how far the run's
+    files had got, for `zoo._cli.runs.truncate`.
     """
 
     def __init__(self) -> None:
@@ -57,8 +58,8 @@ class Interrupt(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the signals back, and lets the zoo's loaders go on after the end of an epoch."""
         self._install(trainer)
-        # Lightning drops the loaders' states when the checkpoint stands at the end of an epoch. The zoo's loaders
-        # count their batches over all epochs, and would give the first epoch's order again.
+        # Lightning drops the loaders' states when the checkpoint stands at the end of an epoch. The zoo's
+        # loaders count their batches over all epochs, and would give the first epoch's order again.
         loop = trainer.fit_loop
         states, loaders = loop._combined_loader_states_to_load, loop._combined_loader
         if states and loaders is not None and all(isinstance(loader, Loader) for loader in loaders.flattened):

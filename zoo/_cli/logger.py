@@ -3,6 +3,7 @@
 import csv
 import os
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
@@ -33,8 +34,8 @@ class _Rows(ExperimentWriter):
 class RunLogger(CSVLogger):
     """Logs to ``metrics.csv`` of a folder ``<save_dir>/<name>/version_N``, each row as it comes.
 
-    Unlike `CSVLogger` it keeps the rows of an earlier session in the same folder, it claims a new folder so that
-    two runs that start together get two, and a killed run has lost no row.
+    Unlike `CSVLogger` it keeps the rows of an earlier session in the same folder, it claims a new folder so
+    that two runs that start together get two, and a killed run has lost no row.
 
     Args:
         save_dir: The folder of all runs.
@@ -51,7 +52,7 @@ class RunLogger(CSVLogger):
         """The run's folder name; a new folder is made on global rank zero when it is first asked for."""
         if self._version is None:
             self._version = self._get_next_version()
-            while rank_zero_only.rank == 0:
+            while rank_zero_only.rank == 0:  # type: ignore[attr-defined]
                 try:
                     os.makedirs(os.path.join(self.root_dir, f"version_{self._version}"))
                     break
@@ -61,7 +62,7 @@ class RunLogger(CSVLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
+    def experiment(self) -> Any:
         """The writer on global rank zero; elsewhere one that does nothing."""
         if self._experiment is None:
             self._experiment = _Rows(log_dir=self.log_dir)

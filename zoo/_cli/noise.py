@@ -23,7 +23,11 @@ WARNINGS = (
 )
 # Beginnings of lines that Lightning logs.
 TIPS = ("💡 Tip:",)
-MACHINE = ("GPU available:", "TPU available:", "💡 Tip:")  # what a Trainer says of the machine when it is made
+MACHINE = (
+    "GPU available:",
+    "TPU available:",
+    "💡 Tip:",
+)  # what a Trainer says of the machine when it is made
 
 
 class _Without(logging.Filter):

@@ -84,7 +84,8 @@ def import_policy(trusted: Sequence[str]) -> Iterator[None]:
     import jsonargparse
     from jsonargparse import _common, _optionals
 
-    # jsonargparse has setters only; a run inside another program must leave the program's own policy as it was.
+    # jsonargparse has setters only; a run inside another program must leave the program's own policy as it
+    # was.
     before = dict(_common.parsing_settings)
     mode = {name: getattr(_optionals, name) for name in ("_config_read_mode",)}
     folder = os.getcwd()

@@ -1,7 +1,7 @@
 """The folder of a run: who is using it, how far it got, and how to go on with it.
 
-``zoo fit --resume RUN`` takes RUN's own config and its newest complete checkpoint, cuts what was written after
-that checkpoint off ``metrics.csv`` and ``events.jsonl``, and goes on in the same folder.
+``zoo fit --resume RUN`` takes RUN's own config and its newest complete checkpoint, cuts what was written
+after that checkpoint off ``metrics.csv`` and ``events.jsonl``, and goes on in the same folder.
 """
 
 import csv
@@ -27,8 +27,8 @@ METRICS_FILE = "metrics.csv"
 class Lock:
     """An advisory lock on a run's folder, for as long as the process lives.
 
-    The kernel releases it when the process dies, however it dies. Forked children (loader workers) let go of it
-    at once, so that they do not keep it alive.
+    The kernel releases it when the process dies, however it dies. Forked children (loader workers) let go of
+    it at once, so that they do not keep it alive.
 
     Args:
         run: The folder.
@@ -46,7 +46,8 @@ class Lock:
             pid = os.pread(self._handle, 32, 0).decode().strip()
             os.close(self._handle)
             raise CommandError(
-                f"{run} is in use by a run that is alive (process {pid}): wait for it, or stop it with kill {pid}"
+                f"{run} is in use by a run that is alive (process {pid}): wait for it, or stop it with "
+                f"kill {pid}"
             ) from None
         os.ftruncate(self._handle, 0)
         os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
@@ -122,7 +123,8 @@ def open_run(folder: str, newest: bool = True) -> Resume:
         if lock is not None:
             lock.release()
         raise CommandError(
-            f"{run} holds no complete checkpoint to go on from: start anew with zoo fit --config {run / CONFIG_FILE}"
+            f"{run} holds no complete checkpoint to go on from: start anew with "
+            f"zoo fit --config {run / CONFIG_FILE}"
         )
     return Resume(run, path, lock)
 
@@ -138,8 +140,8 @@ def starts_others() -> bool:
 def newest_checkpoint(run: Path) -> Path | None:
     """The last written checkpoint of a run that is whole; what is passed over is said.
 
-    By the time of writing rather than by step: where a run went back to an earlier checkpoint, the later steps
-    of the abandoned branch are not what the user means.
+    By the time of writing rather than by step: where a run went back to an earlier checkpoint, the later
+    steps of the abandoned branch are not what the user means.
     """
     files = [path for path in run.rglob("*.ckpt") if path.is_file()]
     for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
@@ -166,12 +168,13 @@ def truncate(run: Path, checkpoint: dict[str, Any]) -> None:
     """Cuts off ``metrics.csv`` and ``events.jsonl`` what a run resumed from ``checkpoint`` will write again.
 
     Rows and events that were there when the checkpoint was saved stay. So do rows written after it for the
-    updates that it holds: Lightning logs an update after the hook in which checkpoints are saved, and a resumed
-    run does not log it again. A last line that a crash cut short goes. Files are replaced as a whole.
+    updates that it holds: Lightning logs an update after the hook in which checkpoints are saved, and a
+    resumed run does not log it again. A last line that a crash cut short goes. Files are replaced as a whole.
 
     Args:
         run: The folder.
-        checkpoint: Its contents. One that was not written by ``zoo fit`` is judged by its ``global_step`` alone.
+        checkpoint: Its contents. One that was not written by ``zoo fit`` is judged by its ``global_step``
+            alone.
     """
     step = int(checkpoint["global_step"])
     state = checkpoint.get(CHECKPOINT_KEY) or {"row": step - 1, "rows": 0, "events": None}

@@ -1,4 +1,4 @@
-"""Questions to a parsed config: where a class stands, where it differs from a checkpoint, what would not build."""
+"""Questions to a parsed config: where a class stands, where a checkpoint differs, what would not build."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,7 +8,8 @@ from jsonargparse import Namespace
 
 from zoo._cli.errors import CommandError
 
-# Settings that are a class or, for some, a word such as "ddp". A class that is refused must not become a word.
+# Settings that are a class or, for some, a word such as "ddp". A class that is refused must not become a
+# word.
 _CLASS_OR_WORD = ("accelerator", "strategy", "logger", "profiler", "plugins", "callbacks")
 
 
@@ -59,7 +60,7 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], model: Any) -> list[str]:
-    """A line for each setting that a checkpoint's hyperparameters and the config of the model give differently.
+    """A line for each setting that a checkpoint's hyperparameters and the config give differently.
 
     Args:
         saved: ``hyper_parameters`` of the checkpoint; settings that it does not hold are not compared.
@@ -90,8 +91,8 @@ def _same(one: Any, other: Any) -> bool:
 def refuse_words(trainer: Any) -> Iterator[tuple[str, str]]:
     """Settings of the Trainer whose class was refused and that slipped through as text: (key, class path).
 
-    A union such as ``str | Strategy`` takes a refused class for a word, and the Trainer would then speak of an
-    unknown name.
+    A union such as ``str | Strategy`` takes a refused class for a word, and the Trainer would then speak of
+    an unknown name.
     """
     for key in _CLASS_OR_WORD:
         value = plain(trainer.get(key))
@@ -101,7 +102,7 @@ def refuse_words(trainer: Any) -> Iterator[tuple[str, str]]:
 
 
 def try_optimizers(model: Any) -> None:
-    """Builds each of torch's optimizers and schedules in the model's config once, over a parameter that is thrown away.
+    """Builds each of torch's optimizers and schedules in the config once, over a parameter to throw away.
 
     The model builds them inside fit, which is late to learn that ``lr: -1`` makes no sense.
 

@@ -1,0 +1,244 @@
+"""LightningCLI in subclass mode, with the zoo's guarantees around it.
+
+Differences from a bare LightningCLI: bundled configs go by name; the config wins over a checkpoint's
+hyperparameters; every load asks for ``weights_only=True``; whatever is wrong before the Trainer starts is one
+line; a run has a folder ``runs/<config>/version_N`` of its own. It builds in its constructor and runs in
+`start`.
+"""
+
+import importlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonargparse._actions import ActionConfigFile
+from jsonargparse._common import denying_import_path_entry
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
+from lightning.pytorch.loggers import CSVLogger
+
+from zoo._cli import configs
+from zoo._cli.components import public_names
+from zoo._cli.errors import CommandError, close, complain
+from zoo._cli.explain import refusal
+from zoo._cli.interrupt import Interrupt
+from zoo._cli.logger import RunLogger
+from zoo._cli.parser import OneLineParser
+from zoo._cli.report import command
+from zoo._cli.runs import CONFIG_FILE, METRICS_FILE, Resume, starts_others
+from zoo._cli.spec import differences, find_class, refuse_words, try_optimizers
+from zoo.callbacks import ExactResume
+from zoo.io import load_checkpoint
+
+CLI = TypeVar("CLI", bound="ZooCLI")
+USER_ERRORS = (ValueError, TypeError, ImportError, MisconfigurationException)
+_CKPT_WORDS = ("best", "last", "hpc")  # what ckpt_path may say other than a path
+
+
+def build(make: Callable[[], CLI], words: Sequence[str]) -> CLI:
+    """Parses and builds everything, up to the call of the Trainer.
+
+    Raises:
+        CommandError: anything that the user can put right.
+    """
+    import_components()
+    OneLineParser.retry = command(*words)
+    with one_line():
+        return make()
+
+
+def import_components() -> None:
+    """Imports every public class, so that configs may use short names."""
+    for names in public_names().values():
+        for module in names.values():
+            importlib.import_module(module)
+
+
+@contextmanager
+def one_line(where: str = "") -> Iterator[None]:
+    """Turns the errors that a user can put right into a `CommandError`; others keep their traceback."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        text = str(error) or type(error).__name__
+        raise CommandError(f"{where}{text}") from error
+
+
+class ConfigFile(ActionConfigFile):
+    """``--config``: a file, or a bundled config's name."""
+
+    @staticmethod
+    def apply_config(parser: Any, cfg: Any, dest: str, value: str) -> None:
+        """Adds the file's keys."""
+        if value.lstrip().startswith("{"):  # JSON on the line itself
+            ActionConfigFile.apply_config(parser, cfg, dest, value)
+            return
+        file = str(configs.find(value))
+        try:
+            ActionConfigFile.apply_config(parser, cfg, dest, file)
+        except CommandError as error:
+            raise CommandError(f"{file}: {error}") from error
+
+
+class ZooParser(OneLineParser, LightningArgumentParser):
+    """LightningCLI's parser with errors of one line."""
+
+
+class ZooCLI(LightningCLI):
+    """LightningCLI that builds in its constructor and runs in `start`."""
+
+    def __init__(
+        self,
+        args: list[str],
+        trusted: Sequence[str] = (),
+        resume: Resume | None = None,
+    ) -> None:
+        self.trust = ["--trust", ",".join(trusted)] if trusted else []
+        self.resume = resume
+        self.interrupt = Interrupt()
+        self.started = False
+        super().__init__(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_class=ZooParser,
+            args=args,
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """The parser, with `ConfigFile` for ``--config``."""
+        parser = self.parser_class(**kwargs)
+        parser.add_argument(
+            "-c", "--config", action=ConfigFile, help="A YAML file, or a bundled config's name."
+        )
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses. ``sys.argv`` stays as it is: a ddp relaunch repeats the whole line, trust included."""
+        self.config = parser.parse_args(args)
+        for key, text in refuse_words(self._sub("trainer")):
+            match = re.search(r"""class_path['"]?\s*:\s*['"]?([\w.]+)""", text)
+            path = match[1] if match else text
+            entry = denying_import_path_entry(path)
+            if entry is None:
+                raise CommandError(f"{key}: {path} does not fit here (zoo fit --{key}.help)")
+            raise CommandError(f"{key}: {refusal(path, entry, OneLineParser.retry)}")
+
+    def _sub(self, key: str) -> Any:
+        """A value of the subcommand's config."""
+        return self.config[self.config.subcommand].get(key)
+
+    def _parse_ckpt_path(self) -> None:
+        """Tells where the config differs from the checkpoint; the config is what runs."""
+        path = str(self.resume_from or self._sub("ckpt_path") or "")
+        if not path or "://" in path or path in _CKPT_WORDS:
+            return
+        if not Path(path).exists():
+            near = [str(file) for file in Path(path).parent.glob("*.ckpt")]
+            raise CommandError(f"ckpt_path: there is no file {path}{close(path, near)}")
+        if Path(path).is_file():  # a folder is a sharded checkpoint, which its strategy reads
+            saved = load_checkpoint(path, lazy=True).get("hyper_parameters", {})
+            for line in differences(saved, self._sub("model")) if starts_others() else []:
+                complain(f"{path}: {line} (the config is used)")
+
+    def _add_instantiators(self) -> None:
+        for key, base in (("model", LightningModule), ("data", LightningDataModule)):
+            self.parser.add_instantiator(self._named(_InstantiatorFn(cli=self, key=key)), base)
+        self.parser.add_instantiator(self._named(lambda class_type, *a, **k: class_type(*a, **k)), object)
+
+    def _named(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        """An instantiator whose errors name the class and its place in the config."""
+
+        def instantiate(class_type: Any, *args: Any, applied_instantiation_links: dict, **kwargs: Any) -> Any:
+            if isinstance(make, _InstantiatorFn):
+                kwargs["applied_instantiation_links"] = applied_instantiation_links
+            if self.started:
+                return make(class_type, *args, **kwargs)
+            name = getattr(class_type, "__name__", str(class_type))
+            key = find_class(self.config[self.subcommand], name) or name
+            with one_line(f"{key} ({name}): "):
+                return make(class_type, *args, **kwargs)
+
+        return instantiate
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer, with the run's own logger where the user asked for none, and what every fit has."""
+        config = self._get(self.config_init, "trainer")
+        config["logger"] = self._logger(config["logger"])
+        if self.subcommand == "fit":
+            callbacks = config["callbacks"] or []
+            callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+            if not any(isinstance(callback, ExactResume) for callback in callbacks):
+                callbacks = [*callbacks, ExactResume()]
+            config["callbacks"] = callbacks
+        with one_line("trainer: "):
+            trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit":
+            # Behind the checkpoint callbacks, whose state its own checkpoint holds.
+            trainer.callbacks.append(self.interrupt)  # type: ignore[attr-defined]
+        return trainer
+
+    def _logger(self, logger: Any) -> Any:
+        if self.resume is None:
+            return RunLogger(*self._folder()) if logger in (None, True) else logger
+        run = Path(os.path.abspath(self.resume.run))
+        first, *others = logger if isinstance(logger, list) else [logger]
+        if first in (None, True) or isinstance(first, CSVLogger):
+            prefix = first._prefix if isinstance(first, CSVLogger) else ""
+            return [RunLogger(str(run.parent), "", run.name, prefix), *others]
+        config = str(self.resume.run / CONFIG_FILE)
+        raise CommandError(
+            f"--resume goes on in the folder of a CSV logger, and {type(first).__name__} has none: go on "
+            "with " + command("fit", "--config", config, "--ckpt_path", str(self.resume_from), *self.trust)
+        )
+
+    def _folder(self) -> tuple[str, str]:
+        """Where this run goes, as a logger's folder and name: into the run it evaluates, else under runs/."""
+        given = [Path(str(file)) for file in self._sub("config") or [] if file is not None]
+        if self.subcommand != "fit":
+            checkpoint = self._sub("ckpt_path")
+            evaluated = [Path(checkpoint).parent.parent] if checkpoint else []
+            for run in (*evaluated, *(file.parent for file in given)):
+                if (run / CONFIG_FILE).is_file() and (run / METRICS_FILE).is_file():
+                    return os.path.abspath(run), str(self.subcommand)
+        return os.path.abspath("runs"), configs.run_name(given[0] if given else None)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing yet: `start` runs it, when every error that is the user's has been said."""
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Refuses unsafe loads, and builds early what the Trainer would build late."""
+        if self._sub("weights_only") is False:
+            raise CommandError(
+                "weights_only: false is refused: zoo never unpickles a checkpoint, since that can run code. "
+                "Leave the setting out, or load the file in Python if you trust it"
+            )
+        try_optimizers(self.config[self.subcommand].model)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["weights_only"] = True  # Lightning itself leaves http(s) paths unprotected
+        if self.resume is not None:
+            kwargs["ckpt_path"] = str(self.resume_from)
+        return kwargs
+
+    @property
+    def resume_from(self) -> Path | None:
+        """The checkpoint that ``--resume`` goes on from: the one that the user named, else the newest."""
+        if self.resume is None:
+            return None
+        return self.resume.checkpoint or Path(self._sub("ckpt_path"))
+
+    def start(self) -> None:
+        """Runs the verb. Errors from here on are the program's: they keep their traceback."""
+        self.started = True
+        super()._run_subcommand(str(self.subcommand))

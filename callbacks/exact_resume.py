@@ -108,6 +108,7 @@ class ExactResume(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restores the state in mid-epoch, where the uninterrupted run makes no new iterator."""
+        self._continue_loaders(trainer)
         if self._to_restore is None:
             return
         loader = trainer.train_dataloader
@@ -130,6 +131,20 @@ class ExactResume(Callback):
         if self._before_validation is not None:
             set_random_state(self._before_validation)
             self._before_validation = None
+
+    @staticmethod
+    def _continue_loaders(trainer: Trainer) -> None:
+        """Gives loaders that count over all epochs their state at the end of an epoch, too.
+
+        There Lightning drops it (for max_epochs; not for max_steps), since a loader that counts within an
+        epoch starts anew. Ours would give the first epoch's order again.
+        """
+        loop = trainer.fit_loop
+        states, loaders = loop._combined_loader_states_to_load, loop._combined_loader
+        if states and loaders is not None:
+            if all(getattr(loader, "counts_over_epochs", False) for loader in loaders.flattened):
+                loaders._load_state_dicts(states)
+            loop._combined_loader_states_to_load = []
 
     def _restore(self, trainer: Trainer) -> None:
         if self._to_restore is not None:

@@ -119,6 +119,8 @@ class Loader:
         self.collate = collate
         self._position = 0  # batches given out so far, over all passes
 
+    counts_over_epochs = True  # `ExactResume` restores such a loader at the end of an epoch, too
+
     def __len__(self) -> int:
         """Batches per pass on each rank."""
         per_step = self.batch_size * self.world_size

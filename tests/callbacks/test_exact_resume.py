@@ -75,6 +75,26 @@ def test_stock_loader_resumes_exactly_at_an_epochs_end(tmp_path: Path) -> None:
             assert value.equal(resumed.state_dict()[name]), name
 
 
+def test_our_loader_goes_on_after_an_epoch_of_a_run_counted_in_epochs(tmp_path: Path) -> None:
+    """Lightning's default checkpoint, at the end of an epoch; each epoch has an order of its own."""
+
+    def fit(checkpoint: Path | None) -> LightningModule:
+        torch.manual_seed(0)
+        model = ToyClassifier()
+        saves = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+        trainer = Trainer(
+            accelerator="cpu", max_epochs=4, callbacks=[ExactResume(), saves], logger=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(model, datamodule=Digits(200, seed=0), ckpt_path=checkpoint, weights_only=True)
+        return model
+
+    whole = fit(None)
+    for epoch in (0, 2):
+        resumed = fit(tmp_path / f"epoch={epoch}.ckpt")
+        for name, value in whole.state_dict().items():
+            assert value.equal(resumed.state_dict()[name]), name
+
+
 def test_stock_loader_in_mid_epoch_is_said_once(tmp_path: Path) -> None:
     fit_stock(tmp_path / "whole")
     with pytest.warns(UserWarning, match="DataLoader.* has no state_dict") as seen:

@@ -83,7 +83,8 @@ def test_our_loader_goes_on_after_an_epoch_of_a_run_counted_in_epochs(tmp_path: 
         model = ToyClassifier()
         saves = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
         trainer = Trainer(
-            accelerator="cpu", max_epochs=4, callbacks=[ExactResume(), saves], logger=False, enable_progress_bar=False, enable_model_summary=False,
+            accelerator="cpu", max_epochs=4, callbacks=[ExactResume(), saves], logger=False,
+            enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(model, datamodule=Digits(200, seed=0), ckpt_path=checkpoint, weights_only=True)
         return model

@@ -60,8 +60,9 @@ def fit(folder: Path, callbacks: list[Any], model: LightningModule | None = None
     torch.manual_seed(0)
     options = {"logger": CSVLogger(folder, name=None, version=""), "default_root_dir": folder} | options
     trainer = Trainer(
-        accelerator="cpu", max_steps=6, callbacks=callbacks, enable_progress_bar=False, enable_checkpointing=False,
-        enable_model_summary=False, log_every_n_steps=1, limit_val_batches=1, **options,
+        accelerator="cpu", max_steps=6, callbacks=callbacks, enable_progress_bar=False,
+        enable_checkpointing=False, enable_model_summary=False, log_every_n_steps=1, limit_val_batches=1,
+        **options,
     )  # fmt: skip
     trainer.fit(model or ToyClassifier(), datamodule=Digits(batch_size=100, seed=0))
     return trainer

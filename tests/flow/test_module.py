@@ -185,6 +185,15 @@ def test_precisions(precision: Any) -> None:
     model = MeanFlow(DiT(4, 1, 2, width=16, depth=1, heads=2, num_classes=3), seed=0, omega=1.5)
     data = [{"x": torch.randn(1, 4, 4), "label": torch.tensor(0), "index": torch.tensor(i)} for i in range(8)]
     before = [p.clone() for p in model.network.parameters()]
+    kinds = set()
+    model.network.register_forward_pre_hook(lambda module, args: kinds.add((args[0].dtype, args[1].dtype)))
     trainer = fit(model, DataLoader(data, batch_size=8), precision=precision)
     assert trainer.callback_metrics["train/loss"].isfinite()
+    single, double = torch.float32, torch.float64
+    expected = {
+        "bf16-mixed": (single, single),
+        "bf16-true": (torch.bfloat16, single),
+        "64-true": (double, double),
+    }
+    assert kinds == {expected[precision]}
     assert any(not p.to(q.dtype).equal(q) for p, q in zip(model.network.parameters(), before, strict=True))

@@ -45,8 +45,8 @@ def mean_flow_error(
             ``num_classes``.
         x: Data (B, ...).
         noise: Standard normal (B, ...).
-        t: Times (B,) in [0, 1].
-        h: Steps t - r (B,), at least 0.
+        t: Times (B,) in [0, 1], float32 or better whatever the dtype of the data.
+        h: Steps t - r (B,), at least 0, as ``t``.
         label: Classes (B,), or None.
         count: Promise that exactly the first ``count`` items have h > 0. None looks for them, which on a GPU
             waits for the device.
@@ -65,7 +65,7 @@ def mean_flow_error(
     9.0
     """
     path = LinearPath()
-    z, velocity = path.interpolate(x, noise, t), path.velocity(x, noise)
+    z, velocity = path.interpolate(x, noise, t).to(x.dtype), path.velocity(x, noise)
     if guided is not None and label is not None:
         velocity = guided_velocity(network, z, t, velocity, label, guided, omega, kappa)
     target = mean_flow_target(network, z, t, h, velocity, label, count)
@@ -107,7 +107,7 @@ def mean_flow_target(
         return target
     z, t, h, velocity = z[rows], t[rows], h[rows], velocity[rows]
     derivative = total_derivative(network, z, t, h, velocity, None if label is None else label[rows])
-    target[rows] -= expand(h, derivative) * derivative
+    target[rows] -= (expand(h, derivative) * derivative).to(target.dtype)
     return target
 
 
@@ -182,7 +182,9 @@ def squared_error(prediction: Tensor, target: Tensor, reduction: Literal["sum", 
     >>> squared_error(torch.tensor([[3.0, 1.0]]), torch.zeros(1, 2), "sum").item()
     10.0
     """
-    squares = (prediction - target).square().flatten(1)  # (B, values)
+    difference = prediction - target
+    precise = torch.promote_types(difference.dtype, torch.float32)  # a sum of squares drowns in bfloat16
+    squares = difference.to(precise).square().flatten(1)  # (B, values)
     return squares.sum(1) if reduction == "sum" else squares.mean(1)
 
 

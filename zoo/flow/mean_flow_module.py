@@ -197,11 +197,12 @@ class MeanFlow(ZooModule):
 
     def _loss(self, batch: Any, batch_idx: int, stage: str, step: int) -> Tensor:
         x, label, index = self._unpack(batch, batch_idx)
-        t, r = self.times(self.seed, step, index.cpu(), f"{stage}/")  # waits only if someone moved the index
+        index = index.cpu()  # waits for the device only where the index was moved there
+        t, r = self.times(self.seed, step, index, f"{stage}/")
         # The items with a derivative come first. Counting them here, on the CPU, costs no host sync.
         order = (r < t).argsort(descending=True, stable=True)
         count = int((r < t).sum())
-        t, r, index = t[order], r[order], index.cpu()[order]
+        t, r, index = t[order], r[order], index[order]
         rows = order.to(x.device, non_blocking=True)
         x = x[rows]
         noise = rng.normal(self.seed, step, index.to(x.device), x.shape[1:], f"{stage}/noise", x.dtype)
@@ -214,7 +215,8 @@ class MeanFlow(ZooModule):
             if self.guided:
                 inside = (self.guidance_start <= t) & (t <= self.guidance_end) & ~dropped
                 guided = inside.nonzero()[:, 0].to(x.device, non_blocking=True)
-        t, h = (times.to(x.device, x.dtype, non_blocking=True) for times in (t, t - r))
+        precise = torch.promote_types(x.dtype, torch.float32)  # bfloat16 would blur the times
+        t, h = (times.to(x.device, precise, non_blocking=True) for times in (t, t - r))
         error = mean_flow_error(
             self.network, x, noise, t, h, label, count, guided, self.omega, self.kappa, self.reduction
         )  # (B,)

@@ -36,8 +36,8 @@ def sample_mean_flow(network: Network, noise: Tensor, label: Tensor | None = Non
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     z = noise
+    ones = torch.ones(len(z), device=z.device, dtype=torch.promote_types(z.dtype, torch.float32))  # (B,)
     grid = [1 - i / steps for i in range(steps)] + [0.0]
     for t, r in pairwise(grid):
-        ones = z.new_ones(len(z))
         z = z - (t - r) * network(z, t * ones, (t - r) * ones, label)
     return z

@@ -48,6 +48,27 @@ def test_ctrl_c_at_any_update_changes_nothing(zoo, workspace, rows, interval):
             assert rows(run, column) == rows(whole, column), (step, column)
 
 
+def test_ctrl_c_before_a_validation_keeps_what_it_decides(zoo, workspace):
+    """Early stopping and the best checkpoint see the validation that follows the interrupted batch once."""
+    watching = (
+        '[{"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss", "patience": 9}},'
+        ' {"class_path": "ModelCheckpoint", "init_args": {"monitor": "val/loss", "save_top_k": -1}}]'
+    )
+    assert zoo(*FIT, "--trainer.callbacks", watching).code == 0
+    assert zoo(*FIT, "--trainer.callbacks", watching, "--trainer.callbacks+", _signal(4)).code == 130
+    run = Path("runs/small/version_1")
+    resumed = zoo("fit", "--resume", str(run), "--trust", "my_model", "--trainer.callbacks", watching)
+    assert resumed.code == 0, resumed.err
+    one, other = _final(Path("runs/small/version_0"))["callbacks"], _final(run)["callbacks"]
+    assert one.keys() == other.keys()
+    for key, state in one.items():
+        for name in ("wait_count", "best_score", "best_model_score"):
+            if name in state:
+                assert state[name] == other[key][name], (key, name)
+        if "best_k_models" in state:
+            assert sorted(state["best_k_models"].values()) == sorted(other[key]["best_k_models"].values())
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint(zoo, start, workspace, rows):
     every = '[{"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 3, "save_top_k": -1}}]'

@@ -208,21 +208,29 @@ def test_layers_and_bundled_names(zoo, workspace):
     assert Path("runs/flow/eight_gaussians/version_0/config.yaml").is_file()
 
 
-def test_nothing_useless_is_said(zoo, workspace):
-    """A fit and a test of averaged weights warn of nothing that the user could put right."""
+def test_nothing_useless_is_said(zoo, workspace, caplog, recwarn):
+    """A fit, a resume and a test of averaged weights warn of nothing that the user could put right."""
     average = '[{"class_path": "EMAWeightAveraging"}]'
-    words = ("--trainer.callbacks", average, "--trainer.max_epochs", "1")
-    fit = zoo(*FIT, *words)
-    command = shlex.split(fit.out.splitlines()[-1].split(": ", 1)[1])
+    words = ("--trainer.callbacks", average, "--model.act", "ReLU")
+    fit = zoo(*FIT, *words, "--trainer.max_epochs", "1")
+    resume = zoo(
+        "fit", "--resume", "runs/small/version_0", "--trust", "my_model", "--trainer.max_epochs", "2"
+    )
+    command = shlex.split(resume.out.splitlines()[-1].split(": ", 1)[1])
     test = zoo(*command[1:])
-    for result in (fit, test):
-        assert result.code == 0, result.err
-        for noise in (
-            "deprecat",
-            "Tip:",
-            "LeafSpec",
-            "already saved during",
-            "outside the 'fit' stage",
-            "many workers",
-        ):
-            assert noise not in result.err + result.out
+    assert [result.code for result in (fit, resume, test)] == [0, 0, 0], fit.err + resume.err + test.err
+    said = caplog.text + "\n".join(str(warning.message) for warning in recwarn)
+    assert "Restoring states" in said  # what is left
+    for noise in (
+        "deprecat",
+        "Deprecat",
+        "Tip:",
+        "LeafSpec",
+        "already saved during",
+        "outside the 'fit' stage",
+        "many workers",
+        "add the following callbacks",
+        "dirpath has changed",
+        "is not empty",
+    ):
+        assert noise not in said

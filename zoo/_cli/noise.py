@@ -12,6 +12,8 @@ WARNINGS = (
     r"\s*By default only one JsonargparseDeprecationWarning",
     # A resumed run goes on in its own folder.
     r".*Checkpoint directory .* exists and is not empty",
+    # So do its tests, in a folder inside it, and runs that start from another run's checkpoint.
+    r".*The dirpath has changed from",
     # torch 2.15 about what Lightning 2.6 does.
     r".*LeafSpec.*deprecated",
     # Advice that is wrong under LightningCLI, which stores the config of a module rather than the module.

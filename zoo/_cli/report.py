@@ -47,6 +47,8 @@ def summary(verb: str, trainer: Trainer, model: LightningModule, trust: list[str
         found.append(("checkpoint", checkpoint))
     lines = [f"{verb}: done, in {shown(run)}"]
     lines += [f"  {name:<11}{shown(path)}" for name, path in found if path.is_file()]
+    if verb == "fit" and checkpoint is None:
+        lines.append("  checkpoint none was saved: the period of its ModelCheckpoint was not reached")
     step = next((verb for verb, hook in _HOOKS.items() if is_overridden(hook, model)), None)
     if checkpoint is not None and step is not None and (run / CONFIG_FILE).is_file():
         files = ("--config", shown(run / CONFIG_FILE), "--ckpt_path", shown(checkpoint))

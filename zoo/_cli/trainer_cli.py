@@ -170,15 +170,14 @@ class ZooCLI(LightningCLI):
         return instantiate
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer, with the run's own logger where the user asked for none, and what every fit has."""
+        """The Trainer, with the run's own logger where the user asked for none, and an `ExactResume`."""
         config = self._get(self.config_init, "trainer")
         config["logger"] = self._logger(config["logger"])
-        if self.subcommand == "fit":
-            callbacks = config["callbacks"] or []
-            callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-            if not any(isinstance(callback, ExactResume) for callback in callbacks):
-                callbacks = [*callbacks, ExactResume()]
-            config["callbacks"] = callbacks
+        callbacks = config["callbacks"] or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        if not any(isinstance(callback, ExactResume) for callback in callbacks):
+            callbacks = [*callbacks, ExactResume()]
+        config["callbacks"] = callbacks
         with one_line("trainer: "):
             trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit":

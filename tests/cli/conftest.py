@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -56,7 +57,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.delenv("ZOO_TRUST", raising=False)
     monkeypatch.delenv("ZOO_DEBUG", raising=False)
     path = list(sys.path)
+    handlers = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
     yield tmp_path
+    assert handlers == [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
     assert sys.path == path, "the command left sys.path changed"
 
 

@@ -131,6 +131,25 @@ def test_a_second_ctrl_c_stops_at_once(zoo, workspace):
     assert not list(Path("runs").rglob("interrupted.ckpt"))
 
 
+def test_a_csv_logger_of_the_users_own_goes_on_in_its_folder(zoo, workspace, rows):
+    logger = '{"class_path": "CSVLogger", "init_args": {"save_dir": "logs", "name": "mine"}}'
+    assert zoo(*FIT, "--trainer.logger", logger).code == 0
+    assert zoo(*FIT, "--trainer.logger", logger, "--trainer.callbacks+", _signal(6)).code == 130
+    whole, run = Path("logs/mine/version_0"), Path("logs/mine/version_1")
+    assert zoo("fit", "--resume", str(run), "--trust", "my_model", "--trainer.callbacks", "null").code == 0
+    assert rows(run, "train/loss") == rows(whole, "train/loss")
+    _assert_same(_final(whole), _final(run))
+
+
+def test_without_a_folder_of_its_own_a_run_goes_on_from_the_file(zoo, workspace):
+    result = zoo(*FIT, "--trainer.logger", "false", "--trainer.callbacks+", _signal(1))
+    assert result.code == 130
+    line = result.err.splitlines()[-1]
+    assert line.startswith("go on with: zoo fit --trust my_model --config small.yaml ")
+    assert line.endswith(" --ckpt_path checkpoints/interrupted.ckpt")
+    assert load_checkpoint("checkpoints/interrupted.ckpt")["global_step"] == 2
+
+
 def test_resume_needs_a_run(zoo, workspace):
     for words, said in (
         (["--resume"], "--resume needs the folder of a run"),

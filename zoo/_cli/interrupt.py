@@ -102,6 +102,10 @@ class Interrupt(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the signals back."""
+        self.release()
+
+    def release(self) -> None:
+        """Gives the signals back. The command calls it too: Lightning calls no `teardown` after an error."""
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before = {}

@@ -9,6 +9,7 @@ from zoo import events
 from zoo._cli.errors import complain, say
 from zoo._cli.interrupt import Interrupted, checkpoint_path
 from zoo._cli.noise import quiet
+from zoo._cli.parser import OneLineParser
 from zoo._cli.policy import import_policy
 from zoo._cli.report import command, shown, summary
 from zoo._cli.runs import CONFIG_FILE, Lock, Resume, open_run, split_resume, truncate
@@ -79,6 +80,8 @@ def launch(cli: ZooCLI) -> int:
         if trainer.is_global_zero and cli.interrupt.received:
             tell_resume(cli, "stopped at once, without saving")
         return 128 + (cli.interrupt.received or signal.SIGINT)
+    finally:
+        cli.interrupt.release()
     if trainer.is_global_zero and not dry:
         for line in summary(str(cli.subcommand), trainer, cli.model, cli.trust):
             say(line)
@@ -91,3 +94,5 @@ def tell_resume(cli: ZooCLI, text: str) -> None:
     if isinstance(cli.trainer.logger, CSVLogger):
         run = shown(events.run_folder(cli.trainer))
         complain(f"go on with: {command('fit', '--resume', run, *cli.trust)}")
+    elif checkpoint_path(cli.trainer).is_file():
+        complain(f"go on with: {OneLineParser.retry} --ckpt_path {shown(checkpoint_path(cli.trainer))}")

@@ -36,6 +36,13 @@ from zoo.io import load_checkpoint
 
 CLI = TypeVar("CLI", bound="ZooCLI")
 USER_ERRORS = (ValueError, TypeError, ImportError, MisconfigurationException)
+_TRUST = "--trust PKG[,PKG], anywhere on the line, lets configs name classes of PKG."
+DESCRIPTIONS = {
+    "fit": f"Trains a model. With --resume RUN, goes on with the run in that folder instead. {_TRUST}",
+    "validate": f"Runs over the validation data. {_TRUST}",
+    "test": f"Evaluates a model on the test data. {_TRUST}",
+    "predict": f"Runs a model over the data. {_TRUST}",
+}
 _CKPT_WORDS = ("best", "last", "hpc")  # what ckpt_path may say other than a path
 
 
@@ -110,6 +117,7 @@ class ZooCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_class=ZooParser,
+            parser_kwargs={verb: {"description": text} for verb, text in DESCRIPTIONS.items()},
             args=args,
         )
 

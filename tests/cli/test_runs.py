@@ -234,3 +234,16 @@ def test_nothing_useless_is_said(zoo, workspace, caplog, recwarn):
         "is not empty",
     ):
         assert noise not in said
+
+
+@pytest.mark.parametrize("name", ["small.yaml", "quickstart"])
+def test_a_printed_config_is_the_same_config(zoo, workspace, capsys, name):
+    printed = []
+    for config in (name, "printed.yaml"):
+        with pytest.raises(SystemExit) as stop:
+            zoo("fit", "--trust", "my_model", "--config", config, "--print_config")
+        assert stop.value.code == 0
+        printed.append(capsys.readouterr().out)
+        Path("printed.yaml").write_text(printed[-1])
+    assert printed[0] == printed[1]
+    assert "class_path" in printed[0]

@@ -72,7 +72,7 @@ def launch(cli: ZooCLI) -> int:
     except Interrupted as stop:
         if not trainer.is_global_zero:
             return 0  # Lightning kills a run one of whose processes failed, and this one did not
-        tell_resume(cli, f"{stop}; saved {shown(checkpoint_path(trainer))}")
+        tell_resume(cli, f"{stop}" if dry else f"{stop}; saved {shown(checkpoint_path(trainer))}")
         return 128 + stop.signum
     except SystemExit as stop:
         if not isinstance(stop.__context__, KeyboardInterrupt):

@@ -97,9 +97,8 @@ def layer_norm(
     x, dx = _split(input)
     if dx is None or len(normalized_shape) != 1 or not _constant(weight, bias):
         return NotImplemented
-    y, _, inverse_std = torch.native_layer_norm(x, normalized_shape, None, None, eps)
+    y, mean, inverse_std = torch.native_layer_norm(x, normalized_shape, None, None, eps)
     # The Jacobian of normalization is symmetric: its product with dx is what the backward kernel computes.
-    mean = x.mean(-1, keepdim=True)
     dy = _aten.native_layer_norm_backward(
         dx.contiguous(), x.contiguous(), normalized_shape, mean, inverse_std, None, None, [True, False, False]
     )[0]
@@ -120,15 +119,9 @@ def attention(
 ) -> Any:
     """P = softmax(s q k'), dP = P (dS - sum(P dS)), and the product rule twice."""
     (q, dq), (k, dk), (v, dv) = map(_split, (query, key, value))
-    if (
-        attn_mask is not None
-        or dropout_p
-        or is_causal
-        or enable_gqa
-        or dq is None
-        or dk is None
-        or dv is None
-    ):
+    if attn_mask is not None or dropout_p or is_causal or enable_gqa:
+        return NotImplemented
+    if dq is None or dk is None or dv is None:
         return NotImplemented
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     q, dq = q * factor, dq * factor

@@ -54,7 +54,7 @@ class LossCurve(Callback):
         path = events.run_folder(trainer) / "loss.png"
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", dpi=110)
-        events.record(trainer, "loss_drawn", f"loss curve: {path}", path="loss.png")
+        events.record(trainer, "loss_drawn", f"loss curve: {events.shown(path)}", path="loss.png")
 
 
 def read_curves(path: str, keys: list[str]) -> dict[str, tuple[list[int], list[float]]]:

@@ -88,7 +88,7 @@ class SampleGrid(Callback):
                 samples = module.sample(labels, steps=steps, seed=self.seed)  # type: ignore[operator]
                 blocks.append((f"{steps} step{'s' * (steps > 1)}", self._picture(samples)))
         save_blocks(path, blocks)
-        events.record(trainer, "samples_drawn", f"samples: {path}", path=name)
+        events.record(trainer, "samples_drawn", f"samples: {events.shown(path)}", path=name)
 
     def _picture(self, samples: Tensor) -> Tensor:
         if samples.ndim == 4:

@@ -88,4 +88,6 @@ class SampleReport(Callback):
                 for name, scores in report.items()
             }
             atomic_write(path, json.dumps(plain, indent=1))
-            events.record(trainer, "samples_scored", f"scores with intervals: {path}", path=path.name)
+            events.record(
+                trainer, "samples_scored", f"scores with intervals: {events.shown(path)}", path=path.name
+            )

@@ -1,5 +1,6 @@
 """What happened in a run: a line in ``events.jsonl``, a point in the logger, a line in the terminal."""
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,12 @@ def run_folder(trainer: "Trainer") -> Path:
             if isinstance(folder, str | Path):  # a DummyLogger answers to any name
                 return Path(folder)
     return Path(trainer.default_root_dir)
+
+
+def shown(path: str | Path) -> str:
+    """A path as short as it can be typed from here: relative where it lies below the current folder."""
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def record(trainer: "Trainer", event: str, message: str, **facts: str | int | float | bool | None) -> None:

@@ -19,7 +19,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from zoo import events
 from zoo._cli.runs import CHECKPOINT_KEY, files_state
-from zoo.datamodules._loader import Loader
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -56,15 +55,8 @@ class Interrupt(Callback):
         self._install(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the signals back, and lets the zoo's loaders go on after the end of an epoch."""
+        """Takes the signals back."""
         self._install(trainer)
-        # Lightning drops the loaders' states when the checkpoint stands at the end of an epoch. The zoo's
-        # loaders count their batches over all epochs, and would give the first epoch's order again.
-        loop = trainer.fit_loop
-        states, loaders = loop._combined_loader_states_to_load, loop._combined_loader
-        if states and loaders is not None and all(isinstance(loader, Loader) for loader in loaders.flattened):
-            loaders._load_state_dicts(states)
-            loop._combined_loader_states_to_load = []
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

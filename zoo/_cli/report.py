@@ -1,6 +1,5 @@
 """What a run says at its end: where things are, and the one command to type next."""
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo._cli.runs import CONFIG_FILE, METRICS_FILE
-from zoo.events import EVENTS_FILE, run_folder
+from zoo.events import EVENTS_FILE, run_folder, shown
 
 _HOOKS = {"test": "test_step", "validate": "validation_step"}
 
@@ -19,12 +18,6 @@ def command(*words: str) -> str:
     """A command to be typed in the user's shell."""
     program = "python -m zoo" if Path(sys.argv[0]).name == "__main__.py" else "zoo"
     return f"{program} {shlex.join(words)}"
-
-
-def shown(path: Path) -> str:
-    """A path as short as it can be typed from here."""
-    path = Path(os.path.abspath(path))
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def summary(verb: str, trainer: Trainer, model: LightningModule, trust: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from zoo._cli.interrupt import Interrupted, checkpoint_path
 from zoo._cli.noise import quiet
 from zoo._cli.parser import OneLineParser
 from zoo._cli.policy import import_policy
-from zoo._cli.report import command, shown, summary
+from zoo._cli.report import command, summary
 from zoo._cli.runs import CONFIG_FILE, Lock, Resume, open_run, split_resume, truncate
 from zoo._cli.trainer_cli import ZooCLI, build
 from zoo.io import load_checkpoint
@@ -72,7 +72,7 @@ def launch(cli: ZooCLI) -> int:
     except Interrupted as stop:
         if not trainer.is_global_zero:
             return 0  # Lightning kills a run one of whose processes failed, and this one did not
-        tell_resume(cli, f"{stop}" if dry else f"{stop}; saved {shown(checkpoint_path(trainer))}")
+        tell_resume(cli, f"{stop}" if dry else f"{stop}; saved {events.shown(checkpoint_path(trainer))}")
         return 128 + stop.signum
     except SystemExit as stop:
         if not isinstance(stop.__context__, KeyboardInterrupt):
@@ -92,7 +92,9 @@ def tell_resume(cli: ZooCLI, text: str) -> None:
     """Says how a fit ended early and, where it has a folder of its own, how to go on."""
     complain(text)
     if isinstance(cli.trainer.logger, CSVLogger):
-        run = shown(events.run_folder(cli.trainer))
+        run = events.shown(events.run_folder(cli.trainer))
         complain(f"go on with: {command('fit', '--resume', run, *cli.trust)}")
     elif checkpoint_path(cli.trainer).is_file():
-        complain(f"go on with: {OneLineParser.retry} --ckpt_path {shown(checkpoint_path(cli.trainer))}")
+        complain(
+            f"go on with: {OneLineParser.retry} --ckpt_path {events.shown(checkpoint_path(cli.trainer))}"
+        )

@@ -1,5 +1,7 @@
 """A small network trained here and now draws eight Gaussians in one step."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +18,13 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
         return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
 
     return (2 * torch.cdist(a, b).mean() - within(a) - within(b)).item()
+
+
+def in_modes(points: Tensor, law: GaussianMixture) -> tuple[float, Tensor]:
+    """Share of points within 2.5 standard deviations of a mode, and the share of each mode."""
+    offsets = torch.cdist(points, law.means)
+    share = offsets.argmin(1).bincount(minlength=8) / len(points)
+    return (offsets.min(1).values < 2.5 * law.stds[0]).float().mean().item(), share
 
 
 @pytest.mark.slow
@@ -35,7 +44,7 @@ def test_a_small_network_learns_eight_gaussians_in_one_step() -> None:
         noise = torch.randn(BATCH, 2, generator=generator)
         error = mean_flow_error(network, law.sample(BATCH, generator), noise, t.float(), (t - r).float())
         optimizer.zero_grad()
-        adaptive(error, power=0.5, eps=0.01).mean().backward()
+        adaptive(error, power=1.0, eps=0.01).mean().backward()
         optimizer.step()
         schedule.step()
         torch._foreach_lerp_(average, [p.detach() for p in network.parameters()], 0.01)
@@ -44,18 +53,24 @@ def test_a_small_network_learns_eight_gaussians_in_one_step() -> None:
     size = 4000
     truth = law.sample(size, generator)
     floor = energy_distance(truth, law.sample(size, generator))
-    spread = energy_distance(truth, torch.randn(size, 2, generator=generator) * truth.std())
+    angle = torch.rand(size, generator=generator) * 2 * math.pi
+    thickness = torch.randn(size, 1, generator=generator)
+    ring = (1 + 0.1 * thickness) * torch.stack([angle.cos(), angle.sin()], dim=1)  # right but for the modes
+    one_mode = torch.randn(size, 2, generator=generator) * truth.std()  # the best single Gaussian
+    far = energy_distance(truth, one_mode)
     noise = torch.randn(size, 2, generator=generator)
     for steps in (1, 2, 4):
         samples = sample_mean_flow(network, noise, steps=steps)
         distance = energy_distance(truth, samples)
-        offsets = torch.cdist(samples, law.means)
-        near = (offsets.min(1).values < 0.4).float().mean()  # four standard deviations: 99.97 % of the law
-        share = offsets.argmin(1).bincount(minlength=8) / size
-        # Some seconds of training do not end at the floor. Seen here: 0.005, where one Gaussian with the
-        # variance of the law is at 0.034 and the floor at 0.002 or less; 95 % near a mode in one step; shares
-        # of 11 to 14 %.
-        assert distance < spread / 4, (steps, distance, spread, floor)
-        assert near > 0.93, (steps, near)
-        assert (share - 1 / 8).abs().max() < 0.03, (steps, share)
-    assert floor < spread / 10  # the yardstick can tell them apart
+        near, share = in_modes(samples, law)
+        report = (
+            f"{steps} steps: energy distance {distance:.4f} of {far:.4f}, floor {floor:.4f}, near {near:.2f}"
+        )
+        # Seen after these seconds of training: 89 % in modes with one step, 96 % with two (the law itself has
+        # 95.6 %). The adaptive weight buys this sharpness with uneven modes, of 9 to 16 % of the samples:
+        # that is what the energy distance sees: 0.008 to 0.012; one Gaussian is at 0.033.
+        assert near > (0.8 if steps == 1 else 0.92), report
+        assert distance < far / 2, report
+        assert (share - 1 / 8).abs().max() < 1 / 16, (report, share)  # no mode lost, none twice its size
+    assert in_modes(ring, law)[0] < 0.7  # the yardstick tells modes from a ring
+    assert in_modes(truth, law)[0] > 0.94

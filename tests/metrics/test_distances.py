@@ -58,7 +58,7 @@ def test_wasserstein_1d_against_scipy_and_by_replication(n: int, m: int, seed: i
 
 
 def test_sliced_wasserstein_of_gaussians() -> None:
-    """From N(0, I) to N(a, s^2 I) a slice has W2^2 = <a, line>^2 + (s - 1)^2, |a|^2 / D + (s - 1)^2 on average."""
+    """From N(0, I) to N(a, s^2 I): W2^2 = <a, line>^2 + (s - 1)^2, on average |a|^2 / D + (s - 1)^2."""
     width, shift, scale = 5, 2.0, 1.5
     x, y = points(2000, width, 0), scale * points(2000, width, 1)
     y[:, 0] += shift

@@ -204,6 +204,11 @@ class ZooDataModule(_PlainHyperparameters, LightningDataModule):  # type: ignore
         super().__init__()
         self.seed = run_seed(seed)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves a batch but for its ``index``: what is counted on the CPU keeps no one waiting."""
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved | {"index": batch["index"]} if isinstance(batch, dict) and "index" in batch else moved
+
     def _set_hparams(self, hp: Any) -> None:
         super()._set_hparams(hp)
         # Lightning refuses to log a module and a datamodule that both have, say, a `seed`, of two values.

@@ -115,6 +115,13 @@ def test_datamodules_keep_plain_values_too() -> None:
     assert dict(Data(Path("x"), 3).hparams) == {"size": 3, "not_saved": ["path"]}
 
 
+def test_the_index_stays_on_the_cpu() -> None:
+    batch = {"x": torch.zeros(2), "index": torch.arange(2)}
+    moved = ZooDataModule().transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert moved["x"].device.type == "meta" and moved["index"] is batch["index"]
+    assert ZooDataModule().transfer_batch_to_device([batch["x"]], torch.device("meta"), 0)[0].is_meta
+
+
 @pytest.mark.parametrize(("weights", "key"), [("ema", "state_dict"), ("raw", "current_model_state")])
 def test_load_weights_takes_the_average_or_the_raw_ones(run: Path, weights: Any, key: str) -> None:
     host = Host(network())

@@ -37,7 +37,9 @@ class MeanFlow(ZooModule):
         guidance_start: Guide only where t is at least this.
         guidance_end: Guide only where t is at most this.
         label_dropout: Probability that an item trains as one without a class (and without guidance).
-        power: Power p of the adaptive weight 1 / (L + eps)^p; 0 for the plain squared error.
+        power: Power p of the adaptive weight 1 / (L + eps)^p; 0 for the plain squared error. The weight
+            follows each item's own error, so over few values (points rather than images) it draws the
+            average velocity towards a median: use 0 where the exact flow matters.
         eps: The eps of the adaptive weight.
         reduction: Whether an item's L is the sum or the mean of its squared errors.
         sample_steps: Steps of the samples that `predict` makes.

@@ -14,5 +14,6 @@ if TYPE_CHECKING:
     from zoo.callbacks.loss_curve import LossCurve as LossCurve
     from zoo.callbacks.sample_grid import SampleGrid as SampleGrid
     from zoo.callbacks.sample_report import SampleReport as SampleReport
+    from zoo.callbacks.update_bar import UpdateBar as UpdateBar
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

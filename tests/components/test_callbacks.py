@@ -3,16 +3,21 @@
 import pytest
 from callback_tester import CallbackCase, CallbackTester
 
-from zoo.callbacks import ExactResume, LossCurve, SampleGrid, SampleReport
+from zoo.callbacks import ExactResume, LossCurve, SampleGrid, SampleReport, UpdateBar
 
 CASES = {
-    "ExactResume": CallbackCase(active=ExactResume, inactive=ExactResume, single=True),
+    "ExactResume": CallbackCase(
+        active=ExactResume, inactive=ExactResume, single="more than one stateful callback"
+    ),
     "SampleGrid": CallbackCase(
         active=lambda: SampleGrid(every_n_steps=5, per_label=2),
         inactive=lambda: SampleGrid(every_n_steps=10**9),
     ),
     "LossCurve": CallbackCase(active=LossCurve, inactive=LossCurve),
     "SampleReport": CallbackCase(active=SampleReport, inactive=SampleReport),
+    "UpdateBar": CallbackCase(
+        active=lambda: UpdateBar(1e-6), inactive=lambda: UpdateBar(1e9), single="multiple progress bar"
+    ),
 }
 
 

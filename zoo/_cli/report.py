@@ -1,6 +1,7 @@
 """What a run says at its end: where things are, and the one command to type next."""
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,9 +16,13 @@ _HOOKS = {"test": "test_step", "validate": "validation_step"}
 
 
 def command(*words: str) -> str:
-    """A command to be typed in the user's shell."""
-    program = "python -m zoo" if Path(sys.argv[0]).name == "__main__.py" else "zoo"
-    return f"{program} {shlex.join(words)}"
+    """A command to be typed in the user's shell, which may not know the environment that runs now."""
+    if Path(sys.argv[0]).name == "__main__.py":
+        return f"{shown(sys.executable)} -m zoo {shlex.join(words)}"
+    script = Path(sys.executable).with_name("zoo")
+    known = shutil.which("zoo")
+    bare = known is not None and Path(known).resolve() == script.resolve()
+    return f"{'zoo' if bare or not script.is_file() else shlex.quote(shown(script))} {shlex.join(words)}"
 
 
 def summary(verb: str, trainer: Trainer, model: LightningModule, trust: list[str]) -> list[str]:

@@ -18,6 +18,7 @@ from jsonargparse._actions import ActionConfigFile
 from jsonargparse._common import denying_import_path_entry
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 from lightning.pytorch.loggers import CSVLogger
 
@@ -31,7 +32,7 @@ from zoo._cli.parser import OneLineParser
 from zoo._cli.report import command
 from zoo._cli.runs import CONFIG_FILE, METRICS_FILE, Resume, starts_others
 from zoo._cli.spec import differences, find_class, refuse_words, try_optimizers
-from zoo.callbacks import ExactResume
+from zoo.callbacks import ExactResume, UpdateBar
 from zoo.io import load_checkpoint
 
 CLI = TypeVar("CLI", bound="ZooCLI")
@@ -178,13 +179,16 @@ class ZooCLI(LightningCLI):
         return instantiate
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer, with the run's own logger where the user asked for none, and an `ExactResume`."""
+        """The Trainer, with the run's own logger where the user has none, `ExactResume` and `UpdateBar`."""
         config = self._get(self.config_init, "trainer")
         config["logger"] = self._logger(config["logger"])
         callbacks = config["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         if not any(isinstance(callback, ExactResume) for callback in callbacks):
             callbacks = [*callbacks, ExactResume()]
+        bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if self.subcommand == "fit" and not bar and config["enable_progress_bar"] is not False:
+            callbacks = [UpdateBar(), *callbacks]  # first, so that it ends before others report
         config["callbacks"] = callbacks
         with one_line("trainer: "):
             trainer = super().instantiate_trainer(**kwargs)

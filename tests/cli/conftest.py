@@ -54,6 +54,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     shutil.copy(Path(__file__).with_name("my_model.py"), tmp_path)
     (tmp_path / "small.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
+    # An activated environment: the shell knows `zoo`.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("ZOO_TRUST", raising=False)
     monkeypatch.delenv("ZOO_DEBUG", raising=False)
     path = list(sys.path)

@@ -13,6 +13,7 @@ import yaml
 
 from zoo._cli.errors import CommandError
 from zoo._cli.logger import RunLogger
+from zoo._cli.report import command
 from zoo._cli.runs import Lock, files_state, newest_checkpoint, starts_others, truncate
 
 FIT = ("fit", "--trust", "my_model", "--config", "small.yaml")
@@ -175,15 +176,26 @@ def test_a_run_says_where_things_are_and_its_last_command_works(zoo, workspace, 
     assert told[:3] == [f"{run}/loss.png", f"{run}/metrics.csv", f"{run}/events.jsonl"]
     assert all(Path(path).is_file() for path in told)
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["logger"] is None
-    head, command = lines[-1].split(": ", 1)
+    head, advice = lines[-1].split(": ", 1)
     assert head == "evaluate it"
-    words = shlex.split(command)
+    words = shlex.split(advice)
     assert words[:2] == ["zoo", "test"]
     tested = zoo(*words[1:])
     assert tested.code == 0, tested.err
     assert f"test: done, in {run}/test/version_0" in tested.out
     assert rows(run / "test/version_0", "test/loss")
     assert "was" not in tested.err
+
+
+def test_advice_names_a_command_that_the_users_shell_finds(monkeypatch, workspace):
+    script = Path(sys.executable).with_name("zoo")
+    assert command("list") == "zoo list"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert command("cp", "a b") == f"{script} cp 'a b'"
+    monkeypatch.chdir(script.parent.parent)
+    assert command("list") == "bin/zoo list"
+    monkeypatch.setattr(sys, "argv", ["zoo/__main__.py"])
+    assert command("list") == "bin/python -m zoo list".replace("python", Path(sys.executable).name)
 
 
 def test_fast_dev_run_leaves_nothing_and_says_nothing_of_it(zoo, workspace):

@@ -84,7 +84,7 @@ def test_pasted_snippets_build(zoo, workspace):
             continue
         block = yaml.safe_load(snippet(component))
         if component.kind == "callbacks":
-            config = base | {"trainer": base["trainer"] | block["trainer"]}
+            config = base | {"trainer": base["trainer"] | block["trainer"] | {"enable_progress_bar": True}}
         else:
             config = base | block
         Path(f"{component.name}.yaml").write_text(yaml.safe_dump(config))

@@ -1,6 +1,7 @@
 """The loss curve of a run as a PNG, drawn when training ends."""
 
 import csv
+import time
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
@@ -35,6 +36,7 @@ class LossCurve(Callback):
         if logger is None:
             rank_zero_warn("LossCurve reads metrics.csv and this run has no CSVLogger: no curve is drawn")
             return
+        started = time.perf_counter()
         logger.save()
         curves = read_curves(logger.experiment.metrics_file_path, self.keys)
         if not curves:
@@ -54,7 +56,10 @@ class LossCurve(Callback):
         path = events.run_folder(trainer) / "loss.png"
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", dpi=110)
-        events.record(trainer, "loss_drawn", f"loss curve: {events.shown(path)}", path="loss.png")
+        seconds = round(time.perf_counter() - started, 3)
+        events.record(
+            trainer, "loss_drawn", f"loss curve: {events.shown(path)}", path="loss.png", seconds=seconds
+        )
 
 
 def read_curves(path: str, keys: list[str]) -> dict[str, tuple[list[int], list[float]]]:

@@ -1,5 +1,7 @@
 """Pictures of what a generative model makes, while it trains and at the end."""
 
+import time
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -79,6 +81,7 @@ class SampleGrid(Callback):
     def _save(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        started = time.perf_counter()
         module = averaged(trainer, pl_module)
         labels = torch.tensor(self.labels, device=pl_module.device).repeat_interleave(self.per_label)
         path = events.run_folder(trainer) / name
@@ -88,7 +91,8 @@ class SampleGrid(Callback):
                 samples = module.sample(labels, steps=steps, seed=self.seed)  # type: ignore[operator]
                 blocks.append((f"{steps} step{'s' * (steps > 1)}", self._picture(samples)))
         save_blocks(path, blocks)
-        events.record(trainer, "samples_drawn", f"samples: {events.shown(path)}", path=name)
+        seconds = round(time.perf_counter() - started, 3)
+        events.record(trainer, "samples_drawn", f"samples: {events.shown(path)}", path=name, seconds=seconds)
 
     def _picture(self, samples: Tensor) -> Tensor:
         if samples.ndim == 4:

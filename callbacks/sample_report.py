@@ -1,6 +1,7 @@
 """`zoo test` of a generative model: its samples against held-out data, with intervals and floors."""
 
 import json
+import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -38,6 +39,7 @@ class SampleReport(Callback):
         self.replicates = replicates
         self.seed = seed
         self._quality: dict[int, SampleQuality] = {}
+        self._seconds = 0.0  # spent in sampling and scoring
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the training split."""
@@ -63,6 +65,7 @@ class SampleReport(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draws samples for the batch's labels."""
+        started = time.perf_counter()
         label = batch["label"]
         with evaluating(pl_module):
             for steps, quality in self._quality.items():
@@ -72,9 +75,11 @@ class SampleReport(Callback):
                         label, steps=steps, seed=self.seed + replicate, index=batch["index"]
                     )
                     quality.update(samples, label, "samples", replicate)
+        self._seconds += time.perf_counter() - started
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Computes, logs and writes the report."""
+        started = time.perf_counter()
         report = {f"{steps}-step": quality.compute() for steps, quality in self._quality.items()}
         for name, scores in report.items():
             pl_module.log_dict(
@@ -82,6 +87,7 @@ class SampleReport(Callback):
             )
         self._quality = {}
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            seconds = round(self._seconds + time.perf_counter() - started, 3)
             path = events.run_folder(trainer) / "sample_report.json"
             plain = {
                 name: {key: score._asdict() for key, score in scores.items()}
@@ -89,5 +95,9 @@ class SampleReport(Callback):
             }
             atomic_write(path, json.dumps(plain, indent=1))
             events.record(
-                trainer, "samples_scored", f"scores with intervals: {events.shown(path)}", path=path.name
+                trainer,
+                "samples_scored",
+                f"scores with intervals: {events.shown(path)}",
+                path=path.name,
+                seconds=seconds,
             )

@@ -33,15 +33,16 @@ def _mix_int(z: int) -> int:
     return z ^ (z >> 31)
 
 
-def _xor_shift(z: Tensor, bits: int) -> Tensor:
+def _xor_shift_(z: Tensor, bits: int) -> Tensor:
     # torch's int64 shift keeps the sign; the mask makes it the logical shift of the algorithm.
-    return z ^ ((z >> bits) & ((1 << (64 - bits)) - 1))
+    return z.bitwise_xor_((z >> bits).bitwise_and_((1 << (64 - bits)) - 1))
 
 
-def _mix(z: Tensor) -> Tensor:
-    z = _xor_shift(z, 30) * _signed(_MIX1)
-    z = _xor_shift(z, 27) * _signed(_MIX2)
-    return _xor_shift(z, 31)
+def _mix_(z: Tensor) -> Tensor:
+    """The finalizer, in place: large draws are bound by memory."""
+    _xor_shift_(z, 30).mul_(_signed(_MIX1))
+    _xor_shift_(z, 27).mul_(_signed(_MIX2))
+    return _xor_shift_(z, 31)
 
 
 def bits(seed: int, step: int, index: Tensor, count: int, name: str = "") -> Tensor:
@@ -64,9 +65,9 @@ def bits(seed: int, step: int, index: Tensor, count: int, name: str = "") -> Ten
         raise TypeError(f"index must hold integers (global item indices), got {index.dtype}")
     key = _mix_int((seed + _GOLDEN * (zlib.crc32(name.encode()) + 1)) & _MASK)
     key = _mix_int(((key ^ (step & _MASK)) + _GOLDEN) & _MASK)
-    streams = _mix((index.long().reshape(-1, 1) ^ _signed(key)) + _signed(_GOLDEN))  # (B, 1)
+    streams = _mix_((index.long().reshape(-1, 1) ^ _signed(key)) + _signed(_GOLDEN))  # (B, 1)
     counter = torch.arange(1, count + 1, device=index.device) * _signed(_GOLDEN)  # (count,)
-    return _mix(streams + counter)  # (B, count)
+    return _mix_(streams + counter)  # (B, count)
 
 
 def uniform(
@@ -130,10 +131,11 @@ def normal(
     size = math.prod(shape)
     draws = bits(seed, step, index, (size + 1) // 2, name)  # one draw makes a pair of normals
     high = ((draws >> 32) & 0xFFFFFFFF).double()
-    low = (draws & 0xFFFFFFFF).double()
-    radius = (-2.0 * ((high + 0.5) * 2.0**-32).log()).sqrt()
-    angle = low * (2.0 * math.pi * 2.0**-32)
-    pair = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)  # (B, ceil(size / 2), 2)
+    angle = (draws.bitwise_and_(0xFFFFFFFF)).double().mul_(2.0 * math.pi * 2.0**-32)
+    radius = high.add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+    pair = torch.stack(
+        [angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=-1
+    )  # (B, ceil(size / 2), 2)
     return pair.flatten(1)[:, :size].to(dtype).reshape(-1, *shape)
 
 

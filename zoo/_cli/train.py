@@ -1,6 +1,7 @@
 """``zoo fit|validate|test|predict``: from the words of the line to the exit status."""
 
 import signal
+import time
 from collections.abc import Sequence
 
 from lightning.pytorch.loggers import CSVLogger
@@ -14,7 +15,7 @@ from zoo._cli.policy import import_policy
 from zoo._cli.report import command, summary
 from zoo._cli.runs import CONFIG_FILE, Lock, Resume, open_run, split_resume, truncate
 from zoo._cli.trainer_cli import ZooCLI, build
-from zoo.io import load_checkpoint
+from zoo.io import append_json, load_checkpoint
 
 
 def run(verb: str, args: list[str], words: Sequence[str], trusted: Sequence[str]) -> int:
@@ -66,7 +67,11 @@ def launch(cli: ZooCLI) -> int:
     trainer = cli.trainer
     dry = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
     if cli.resume is not None and cli.resume_from is not None and trainer.is_global_zero and not dry:
-        truncate(cli.resume.run, load_checkpoint(cli.resume_from, lazy=True))
+        checkpoint = load_checkpoint(cli.resume_from, lazy=True)
+        truncate(cli.resume.run, checkpoint)
+        entry = {"step": checkpoint["global_step"], "epoch": checkpoint["epoch"], "event": "resumed"}
+        message = f"resumed from {cli.resume_from.name}"
+        append_json(cli.resume.run / events.EVENTS_FILE, {"time": time.time(), **entry, "message": message})
     try:
         cli.start()
     except Interrupted as stop:

@@ -17,7 +17,7 @@ _HOOKS = {"test": "test_step", "validate": "validation_step"}
 
 def command(*words: str) -> str:
     """A command to be typed in the user's shell, which may not know the environment that runs now."""
-    if Path(sys.argv[0]).name == "__main__.py":
+    if Path(sys.argv[0]).parts[-2:] == ("zoo", "__main__.py"):
         return f"{shown(sys.executable)} -m zoo {shlex.join(words)}"
     script = Path(sys.executable).with_name("zoo")
     known = shutil.which("zoo")

@@ -81,7 +81,7 @@ def test_mistakes_after_fit_are_one_line(zoo, workspace):
     [
         (["--config", "small.yaml", "fit"], "the verb comes first: zoo fit --config small.yaml"),
         (["ft"], "there is no verb 'ft'; did you mean fit? (zoo --help)"),
-        (["fit"], "missing: data and model. A config gives them: --config NAME (see `zoo list configs`)"),
+        (["fit"], "missing: model. A config gives them: --config NAME (see `zoo list configs`)"),
         (["fit", "--trust"], "--trust needs the name of a package: --trust my_package"),
         (["show", "MeanFlo"], "nothing is named 'MeanFlo'; did you mean MeanFlow"),
         (["check", "--verbose"], "zoo check takes no --verbose"),
@@ -91,6 +91,20 @@ def test_mistakes_before_a_verb_runs(zoo, words, line):
     result = zoo(*words)
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith(f"error: {line}")
+
+
+def test_a_model_may_have_loaders_of_its_own(zoo, workspace):
+    demo = "from lightning.pytorch.demos.boring_classes import BoringModel"
+    Path("own.py").write_text(f"{demo}\n\nclass Own(BoringModel):\n    pass\n")
+    short = ("--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "true")
+    result = zoo("fit", "--trust", "own", "--model", "own.Own", *short)
+    assert result.code == 0, result.err
+
+
+def test_a_model_without_data_is_told_so(zoo, workspace):
+    result = zoo("fit", "--model", "MeanFlow", "--model.network", "zoo.flow.MLP")
+    assert result.code == 2
+    assert "data: none is given, and MeanFlow has no train_dataloader of its own" in result.err
 
 
 def test_debugging_shows_the_traceback(zoo, monkeypatch):

@@ -21,6 +21,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo._cli import configs
 from zoo._cli.components import public_names
@@ -44,6 +45,7 @@ DESCRIPTIONS = {
     "test": f"Evaluates a model on the test data. {_TRUST}",
     "predict": f"Runs a model over the data. {_TRUST}",
 }
+_LOADERS = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
 _CKPT_WORDS = ("best", "last", "hpc")  # what ckpt_path may say other than a path
 
 
@@ -111,9 +113,8 @@ class ZooCLI(LightningCLI):
         self.started = False
         super().__init__(
             model_class=LightningModule,
-            datamodule_class=LightningDataModule,
             subclass_mode_model=True,
-            subclass_mode_data=True,
+            # No datamodule class: any will do, and a model with loaders of its own needs none.
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
@@ -232,6 +233,12 @@ class ZooCLI(LightningCLI):
             raise CommandError(
                 "weights_only: false is refused: zoo never unpickles a checkpoint, since that can run code. "
                 "Leave the setting out, or load the file in Python if you trust it"
+            )
+        loader = f"{_LOADERS[str(self.subcommand)]}_dataloader"
+        if self.datamodule is None and not is_overridden(loader, self.model):
+            raise CommandError(
+                f"data: none is given, and {type(self.model).__name__} has no {loader} of its own: give a "
+                "datamodule, for example --data Digits (zoo list data)"
             )
         try_optimizers(self.config[self.subcommand].model)
 

@@ -1,7 +1,8 @@
-"""Networks with two clocks, u(z, t, t - r, label).
+"""Networks F(z, t, h, label): one clock t for denoisers and velocities, a second one h = t - r for mean ones.
 
-Whatever stands in their place takes the same arguments and has two attributes: ``shape``, the shape of one
-item, and ``num_classes``, the number of classes (label ``num_classes`` means "no class") or None.
+Whatever stands in their place takes the same arguments and has three attributes: ``shape``, the shape of one
+item; ``num_classes``, the number of classes (label ``num_classes`` means "no class") or None; and
+``two_times``, whether it has the second clock.
 """
 
 from typing import TYPE_CHECKING

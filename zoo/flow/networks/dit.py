@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.flow.networks.embeddings import TwoTimeNetwork, grid_sinusoids
+from zoo.flow.networks.embeddings import FlowNetwork, grid_sinusoids
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
-class DiT(TwoTimeNetwork):
+class DiT(FlowNetwork):
     """Diffusion transformer u(z, t, h, label) for square images or latents.
 
     The published sizes (B/2 means width 768, patch 2; 32 x 32 x 4 latents, 1000 classes): B is (768, 12, 12),
@@ -112,6 +112,7 @@ class DiT(TwoTimeNetwork):
             classes.
         dropout: Probability of dropping a feature after each perceptron, in training.
         mlp_ratio: Hidden features of the perceptrons, in units of ``width``.
+        two_times: Whether there is a second clock h = t - r, as for mean velocities.
 
     >>> net = DiT(input_size=8, width=32, depth=2, heads=2)
     >>> net(torch.zeros(3, 1, 8, 8), torch.ones(3), torch.ones(3), torch.tensor([0, 9, 10])).shape
@@ -129,12 +130,13 @@ class DiT(TwoTimeNetwork):
         num_classes: int | None = 10,
         dropout: float = 0.0,
         mlp_ratio: float = 4.0,
+        two_times: bool = True,
     ) -> None:
         if input_size % patch_size:
             raise ValueError(f"input_size ({input_size}) must be a multiple of patch_size ({patch_size})")
         if width % heads or width % 4:
             raise ValueError(f"width ({width}) must be a multiple of heads ({heads}) and of 4")
-        super().__init__((in_channels, input_size, input_size), width, num_classes)
+        super().__init__((in_channels, input_size, input_size), width, num_classes, two_times)
         self.patch_size = patch_size
         self.x_embedder = PatchEmbed(patch_size, in_channels, width)
         self.pos_embed: Tensor
@@ -164,13 +166,13 @@ class DiT(TwoTimeNetwork):
         x = tokens.reshape(-1, side, side, patch, patch, channels)
         return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, size, size)
 
-    def forward(self, z: Tensor, t: Tensor, h: Tensor, label: Tensor | None = None) -> Tensor:
-        """The mean velocity of the states ``z`` between the times t - h and t.
+    def forward(self, z: Tensor, t: Tensor, h: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        """The network's output F, for example the mean velocity of ``z`` between the times t - h and t.
 
         Args:
             z: States (B, C, S, S).
             t: Times (B,) in [0, 1].
-            h: Steps t - r (B,); 0 asks for the velocity at t.
+            h: Steps t - r (B,), where 0 asks for the velocity at t; None for one clock.
             label: Classes (B,) in [0, num_classes]; None means "no class" for all.
 
         Returns:

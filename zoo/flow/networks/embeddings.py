@@ -5,6 +5,7 @@ et al. 2025, arXiv 2505.13447) times lie in [0, 1] and are *not* multiplied by 1
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,42 +98,99 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(label)
 
 
-class TwoTimeNetwork(nn.Module):
-    """What our networks u(z, t, h, label) share: the condition, a sum of the embeddings of t, h and the
-    label.
+class FlowNetwork(nn.Module):
+    """What the networks of flows share: the condition, a sum of the embeddings of t, h and the label.
+
+    A network F(z, t, h, label) has one clock, as denoisers and velocities do, or two, as mean velocities do.
+    With one it must be given ``h=None``. With two, ``h=None`` means 0.
 
     Args:
         shape: Shape of one item.
         width: Features of the condition.
         num_classes: Number of classes; label ``num_classes`` means "no class". None for a network without
             classes.
+        two_times: Whether there is a second clock h = t - r.
         frequencies: Number of sinusoidal features of each time.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], width: int, num_classes: int | None, frequencies: int = 256
+        self,
+        shape: tuple[int, ...],
+        width: int,
+        num_classes: int | None,
+        two_times: bool = True,
+        frequencies: int = 256,
     ) -> None:
         super().__init__()
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(
-                f"num_classes must be at least 1, or null for a network without classes; got {num_classes}"
-            )
+        check_classes(num_classes)
         self.shape = shape
         self.num_classes = num_classes
+        self.two_times = two_times
         self.t_embedder = TimeEmbedder(width, frequencies)
-        self.h_embedder = TimeEmbedder(width, frequencies)
+        self.h_embedder = TimeEmbedder(width, frequencies) if two_times else None
         self.y_embedder = None if num_classes is None else LabelEmbedder(num_classes, width)
 
-    def condition(self, t: Tensor, h: Tensor, label: Tensor | None) -> Tensor:
+    def condition(self, t: Tensor, h: Tensor | None, label: Tensor | None) -> Tensor:
         """The condition (B, width) of times ``t``, steps ``h`` and classes ``label``, each (B,)."""
-        embedding = self.t_embedder(t) + self.h_embedder(h)
-        if self.y_embedder is None or self.num_classes is None:
-            if label is not None:
-                raise ValueError(
-                    f"this {type(self).__name__} has num_classes=null and takes no labels: pass label=None, "
-                    "or build it with num_classes"
-                )
-            return embedding
-        if label is None:
-            label = torch.full(t.shape, self.num_classes, device=t.device)
-        return embedding + self.y_embedder(label)
+        embedding = self.t_embedder(t)
+        h = second_time(self, t, h)
+        if h is not None and self.h_embedder is not None:
+            embedding = embedding + self.h_embedder(h)
+        label = known_label(self, t, label)
+        if label is not None and self.y_embedder is not None:
+            embedding = embedding + self.y_embedder(label)
+        return embedding
+
+    def two_time_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state of this network of two clocks that computes, at every h, what ``state`` does with one.
+
+        The last layer of the embedder of h is zero in it, and learns from the first update on.
+
+        Args:
+            state: State dict of the same network with one clock.
+        """
+        own = {name: value for name, value in self.state_dict().items() if name.startswith("h_embedder.")}
+        zero = {name: torch.zeros_like(value) for name, value in own.items() if ".mlp.2." in name}
+        return {**state, **own, **zero}
+
+
+def check_classes(num_classes: int | None) -> None:
+    """Refuses a number of classes below 1."""
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(
+            f"num_classes must be at least 1, or null for a network without classes; got {num_classes}"
+        )
+
+
+def second_time(network: Any, t: Tensor, h: Tensor | None) -> Tensor | None:
+    """The ``h`` a network works with: 0 where one with two clocks got None, None for one with one clock.
+
+    Raises:
+        ValueError: a network with one clock was given h.
+    """
+    if network.two_times:
+        return torch.zeros_like(t) if h is None else h
+    if h is not None:
+        raise ValueError(
+            f"this {type(network).__name__} has one clock (two_times: false) and takes no h: pass h=None, or "
+            "build it with two_times=True"
+        )
+    return None
+
+
+def known_label(network: Any, t: Tensor, label: Tensor | None) -> Tensor | None:
+    """The labels (B,) a network works with: "no class" where one with classes got None.
+
+    Raises:
+        ValueError: a network without classes was given labels.
+    """
+    if network.num_classes is None:
+        if label is not None:
+            raise ValueError(
+                f"this {type(network).__name__} has num_classes=null and takes no labels: pass label=None, "
+                "or build it with num_classes"
+            )
+        return None
+    if label is None:
+        return torch.full(t.shape, network.num_classes, device=t.device)
+    return label

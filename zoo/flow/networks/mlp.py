@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.flow.networks.embeddings import TwoTimeNetwork
+from zoo.flow.networks.embeddings import FlowNetwork
 
 
 class ResidualLayer(nn.Module):
@@ -20,7 +20,7 @@ class ResidualLayer(nn.Module):
         return x + self.dropout(self.fc2(F.silu(self.fc1(x) + condition)))
 
 
-class MLP(TwoTimeNetwork):
+class MLP(FlowNetwork):
     """Residual perceptron u(z, t, h, label) for points (B, dim).
 
     Args:
@@ -30,6 +30,7 @@ class MLP(TwoTimeNetwork):
         num_classes: Number of classes; label ``num_classes`` means "no class". None for a network without
             classes.
         dropout: Probability of dropping a feature in each residual layer, in training.
+        two_times: Whether there is a second clock h = t - r, as for mean velocities.
 
     >>> MLP(dim=2, width=16, depth=1)(torch.zeros(5, 2), torch.ones(5), torch.ones(5)).shape
     torch.Size([5, 2])
@@ -42,21 +43,22 @@ class MLP(TwoTimeNetwork):
         depth: int = 3,
         num_classes: int | None = None,
         dropout: float = 0.0,
+        two_times: bool = True,
     ) -> None:
-        super().__init__((dim,), width, num_classes, frequencies=64)
+        super().__init__((dim,), width, num_classes, two_times, frequencies=64)
         self.z_embedder = nn.Linear(dim, width)
         self.layers = nn.ModuleList(ResidualLayer(width, dropout) for _ in range(depth))
         self.final_layer = nn.Linear(width, dim)
         nn.init.zeros_(self.final_layer.weight)
         nn.init.zeros_(self.final_layer.bias)
 
-    def forward(self, z: Tensor, t: Tensor, h: Tensor, label: Tensor | None = None) -> Tensor:
-        """The mean velocity of the points ``z`` between the times t - h and t.
+    def forward(self, z: Tensor, t: Tensor, h: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        """The network's output F, for example the mean velocity of ``z`` between the times t - h and t.
 
         Args:
             z: Points (B, dim).
             t: Times (B,) in [0, 1].
-            h: Steps t - r (B,); 0 asks for the velocity at t.
+            h: Steps t - r (B,), where 0 asks for the velocity at t; None for one clock.
             label: Classes (B,) in [0, num_classes]; None means "no class" for all.
 
         Returns:

@@ -18,8 +18,8 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor
 
-from zoo.events import record
-from zoo.io import load_checkpoint
+from zoo.events import record, shown
+from zoo.io import find_checkpoint, load_checkpoint
 
 _DROPPED = "not_saved"  # hyperparameter that lists the arguments a checkpoint could not keep
 _PLAIN = (str, int, float, bool, type(None), Tensor)
@@ -137,8 +137,8 @@ class ZooModule(_PlainHyperparameters, LightningModule):  # type: ignore[misc]
     Args:
         optimizer: Builds the optimizer from the trainable parameters.
         lr_scheduler: Builds a schedule from the optimizer; it is stepped after every update.
-        init_from: Checkpoint whose weights this run starts from; only names and shapes that agree are taken.
-            A resumed run (`ckpt_path`) ignores it.
+        init_from: Checkpoint whose weights this run starts from, or a folder of runs, whose newest is taken;
+            only names and shapes that agree are taken. A resumed run (`ckpt_path`) ignores it.
         init_weights: Which weights of ``init_from``: the average ("ema") or what the optimizer updated
             ("raw").
         seed: Seed of this module's draws (`zoo.rng`). None takes the run's (`seed_everything`), or 0 without
@@ -156,24 +156,30 @@ class ZooModule(_PlainHyperparameters, LightningModule):  # type: ignore[misc]
         super().__init__()
         if init_weights not in ("ema", "raw"):
             raise ValueError(f"init_weights must be 'ema' or 'raw', got {init_weights!r}")
-        if init_from is not None and not Path(init_from).is_file():
-            raise ValueError(f"init_from={init_from!r}: no such checkpoint")
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.init_from = init_from
         self.init_weights: Literal["ema", "raw"] = init_weights
         self.seed = run_seed(seed)
 
+    def load_initial_weights(self, path: Path) -> WeightReport:
+        """Takes the weights of a checkpoint; a subclass may ask for more than equal names and shapes."""
+        return load_weights(self, path, self.init_weights)
+
     def on_fit_start(self) -> None:
         """Loads ``init_from`` when a fresh fit begins, and records what matched."""
         # Not in `setup`, where the Trainer does not know yet whether it resumes.
         if self.init_from is not None and self.trainer.ckpt_path is None:
-            report = load_weights(self, self.init_from, self.init_weights)
+            try:
+                source = find_checkpoint(self.init_from)
+            except FileNotFoundError as error:
+                raise ValueError(f"init_from={self.init_from!r}: {error}") from error
+            report = self.load_initial_weights(source)
             record(
                 self.trainer,
                 "weights_loaded",
-                f"started from the {self.init_weights} weights of {self.init_from}: {report}",
-                source=str(self.init_from),
+                f"started from the {self.init_weights} weights of {shown(source)}: {report}",
+                source=str(source),
                 weights=self.init_weights,
                 matched=len(report.matched),
                 missing=len(report.missing),

@@ -146,6 +146,23 @@ def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, Tenso
     return {name: tensor.to(device) for name, tensor in tensors.items()}, plain
 
 
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that ``path`` names: a file itself, or the newest ``.ckpt`` file below a folder of runs.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"no checkpoint at {path}, and no folder of that name to look in")
+    files = [file for file in path.rglob("*.ckpt") if file.is_file()]
+    if not files:
+        raise FileNotFoundError(f"the folder {path} holds no checkpoint (no .ckpt file)")
+    return max(files, key=lambda file: file.stat().st_mtime_ns)
+
+
 def load_checkpoint(path: str | Path, lazy: bool = False) -> dict[str, Any]:
     """Reads a Lightning checkpoint on the CPU, tensors and plain values only.
 

@@ -1,4 +1,4 @@
-"""Few-step generation: mean flow, its networks, and laws whose flows are known in closed form."""
+"""From diffusion to few steps: paths, teachers, mid-training, consistency, mean flow, closed forms."""
 
 from typing import TYPE_CHECKING
 
@@ -7,17 +7,50 @@ from zoo._lazy import attach
 if TYPE_CHECKING:
     from zoo.flow.analytic import Gaussian as Gaussian
     from zoo.flow.analytic import GaussianMixture as GaussianMixture
+    from zoo.flow.cmt_module import CMT as CMT
+    from zoo.flow.consistency import sample_consistency as sample_consistency
+    from zoo.flow.consistency_module import ConsistencyModel as ConsistencyModel
+    from zoo.flow.consistency_module import ContinuousConsistency as ContinuousConsistency
+    from zoo.flow.consistency_module import DiscreteConsistency as DiscreteConsistency
+    from zoo.flow.consistency_times import GridLevels as GridLevels
+    from zoo.flow.consistency_times import RatioLevels as RatioLevels
+    from zoo.flow.diffusion_module import Diffusion as Diffusion
+    from zoo.flow.distances import PseudoHuber as PseudoHuber
+    from zoo.flow.distances import SquaredDistance as SquaredDistance
+    from zoo.flow.grids import EvenGrid as EvenGrid
+    from zoo.flow.grids import KarrasGrid as KarrasGrid
+    from zoo.flow.grids import LogGrid as LogGrid
+    from zoo.flow.guidance import Guided as Guided
+    from zoo.flow.handover import hand_over as hand_over
+    from zoo.flow.levels import LogNormalLevels as LogNormalLevels
+    from zoo.flow.levels import UniformLevels as UniformLevels
     from zoo.flow.mean_flow import adaptive as adaptive
     from zoo.flow.mean_flow import guided_velocity as guided_velocity
     from zoo.flow.mean_flow import mean_flow_error as mean_flow_error
     from zoo.flow.mean_flow import mean_flow_target as mean_flow_target
     from zoo.flow.mean_flow_module import MeanFlow as MeanFlow
+    from zoo.flow.model import FlowModel as FlowModel
     from zoo.flow.networks.dit import DiT as DiT
     from zoo.flow.networks.mlp import MLP as MLP
     from zoo.flow.paths import LinearPath as LinearPath
+    from zoo.flow.paths import TrigonometricPath as TrigonometricPath
     from zoo.flow.paths import VarianceExplodingPath as VarianceExplodingPath
+    from zoo.flow.paths import bridge as bridge
+    from zoo.flow.preconditioning import DataPrediction as DataPrediction
+    from zoo.flow.preconditioning import EDMPreconditioning as EDMPreconditioning
+    from zoo.flow.preconditioning import VelocityPrediction as VelocityPrediction
     from zoo.flow.samplers import sample_mean_flow as sample_mean_flow
+    from zoo.flow.solvers import DPMSolver as DPMSolver
+    from zoo.flow.solvers import Euler as Euler
+    from zoo.flow.solvers import Heun as Heun
+    from zoo.flow.solvers import MeanFlowSteps as MeanFlowSteps
+    from zoo.flow.solvers import Trajectory as Trajectory
+    from zoo.flow.solvers import integrate as integrate
+    from zoo.flow.solvers import solve as solve
+    from zoo.flow.tangent import FiniteDifference as FiniteDifference
     from zoo.flow.tangent import total_derivative as total_derivative
+    from zoo.flow.teacher import Teacher as Teacher
     from zoo.flow.times import MeanFlowTimes as MeanFlowTimes
+    from zoo.flow.uncertainty import LogVariance as LogVariance
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

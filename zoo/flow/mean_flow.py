@@ -16,13 +16,14 @@ dropout the derivative and the guidance velocities are taken without it, so that
 target.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.flow.paths import LinearPath, expand
-from zoo.flow.tangent import evaluating, total_derivative
+from zoo.flow.tangent import Derivative, eager, evaluating, total_derivative
 
 
 def mean_flow_error(
@@ -37,6 +38,9 @@ def mean_flow_error(
     omega: float = 1.0,
     kappa: float = 0.0,
     reduction: Literal["sum", "mean"] = "sum",
+    teacher: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
+    tangent: Literal["data", "network"] = "data",
+    derivative: Derivative = total_derivative,
 ) -> Tensor:
     """The squared error of each item: algorithm 1 of the paper, up to the adaptive weight.
 
@@ -55,6 +59,10 @@ def mean_flow_error(
         omega: Guidance: share of the data's velocity.
         kappa: Guidance: share of the network's conditional velocity.
         reduction: Sum or mean over an item's values.
+        teacher: v(z, t, label) of a frozen model, in place of the velocity e - x of the pair (MFD).
+        tangent: Along what u is differentiated: the velocity of the target ("data"), or the network's own
+            velocity u(z, t, 0) ("network"; improved mean flow).
+        derivative: How it is differentiated: `total_derivative` or a `zoo.flow.FiniteDifference`.
 
     Returns:
         (B,), with gradient to the network's parameters.
@@ -65,10 +73,11 @@ def mean_flow_error(
     9.0
     """
     path = LinearPath()
-    z, velocity = path.interpolate(x, noise, t).to(x.dtype), path.velocity(x, noise)
+    z = path.interpolate(x, noise, t).to(x.dtype)
+    velocity = path.velocity(x, noise) if teacher is None else teacher(z, t, label).to(x.dtype)
     if guided is not None and label is not None:
         velocity = guided_velocity(network, z, t, velocity, label, guided, omega, kappa)
-    target = mean_flow_target(network, z, t, h, velocity, label, count)
+    target = mean_flow_target(network, z, t, h, velocity, label, count, tangent, derivative)
     return squared_error(network(z, t, h, label), target, reduction)
 
 
@@ -80,6 +89,8 @@ def mean_flow_target(
     velocity: Tensor,
     label: Tensor | None = None,
     count: int | None = None,
+    tangent: Literal["data", "network"] = "data",
+    derivative: Derivative = total_derivative,
 ) -> Tensor:
     """The regression target of u(z, t, h): v - h du/dt, which is v itself where h = 0.
 
@@ -92,6 +103,9 @@ def mean_flow_target(
         label: Classes (B,), or None.
         count: Promise that exactly the first ``count`` items have h > 0. None looks for them, which on a GPU
             waits for the device.
+        tangent: Along what u is differentiated: ``velocity`` ("data"), or the network's own velocity
+            u(z, t, 0) ("network").
+        derivative: How it is differentiated.
 
     Returns:
         (B, ...), without gradient.
@@ -106,8 +120,12 @@ def mean_flow_target(
     if count == 0 or (isinstance(rows, Tensor) and not len(rows)):
         return target
     z, t, h, velocity = z[rows], t[rows], h[rows], velocity[rows]
-    derivative = total_derivative(network, z, t, h, velocity, None if label is None else label[rows])
-    target[rows] -= (expand(h, derivative) * derivative).to(target.dtype)
+    label = None if label is None else label[rows]
+    if tangent == "network":
+        with torch.no_grad(), evaluating(network):
+            velocity = eager(network)(z, t, torch.zeros_like(h), label)
+    slope = derivative(network, z, t, h, velocity, label)
+    target[rows] -= (expand(h, slope) * slope).to(target.dtype)
     return target
 
 
@@ -163,7 +181,7 @@ def guided_velocity(
     """
     if not len(rows):
         return velocity
-    forward = network.forward if isinstance(network, nn.Module) else network
+    forward = eager(network)
     z, t, label = z[rows], t[rows], label[rows]
     null = torch.full_like(label, network.num_classes)
     with torch.no_grad(), evaluating(network):

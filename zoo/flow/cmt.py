@@ -1,0 +1,120 @@
+"""Consistency mid-training (CMT, arXiv 2509.24526): learning a teacher's trajectories, without a derivative.
+
+A trajectory z_0, ..., z_M of the teacher from noise to data, at the times the solver used, gives
+
+* M pairs to a consistency student: f(z_k, t_k) is to be z_M,
+* M (M + 1) / 2 pairs to a mean-flow student: u(z_i, t_i, t_i - t_j) is to be (z_i - z_j) / (t_i - t_j).
+
+The targets come from the frozen teacher, so there is no stop-gradient, no average of the student and no
+schedule. The minimum of the loss is zero at the *teacher's* map. Where we differ from the official code: both
+kinds of students are offered; the labels of a trajectory follow its pairs; and times are those of the solver
+(the public mean-flow code labels states of a shifted grid with even times). Here trajectories run from noise
+to data; the paper counts them the other way.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo import rng
+from zoo.flow.mean_flow import squared_error
+from zoo.flow.paths import expand
+from zoo.flow.solvers import Trajectory
+
+
+def pair_count(steps: int, two_times: bool) -> int:
+    """How many pairs a trajectory of ``steps`` steps holds for a student with one clock or two.
+
+    >>> pair_count(16, two_times=False), pair_count(16, two_times=True)
+    (16, 136)
+    """
+    return steps * (steps + 1) // 2 if two_times else steps
+
+
+def draw_pairs(
+    seed: int, step: int, index: Tensor, steps: int, two_times: bool, count: int | None = None, name: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Which states of each trajectory make pairs, drawn without replacement.
+
+    Args:
+        seed: The run's seed.
+        step: The optimizer step.
+        index: Global item indices (B,) of the trajectories.
+        steps: The solver's steps M.
+        two_times: For a mean-flow student any two states make a pair; for a consistency student one is the
+            last.
+        count: Pairs of each trajectory; None takes all of them, and draws nothing.
+        name: Prefix of the draw's name.
+
+    Returns:
+        ``(i, j)``, each (B, count) with 0 <= i < j <= M, on the device of ``index``.
+
+    Raises:
+        ValueError: a trajectory does not hold ``count`` pairs.
+    """
+    total = pair_count(steps, two_times)
+    if two_times:
+        first, second = torch.triu_indices(steps + 1, steps + 1, offset=1, device=index.device)  # (total,)
+    else:
+        first = torch.arange(steps, device=index.device)
+        second = torch.full_like(first, steps)
+    if count is None or count == total:
+        return first.expand(len(index), -1), second.expand(len(index), -1)
+    if not 1 <= count <= total:
+        raise ValueError(
+            f"pairs_per_trajectory must be from 1 to {total}, which is what {steps} steps of the teacher "
+            f"give; got {count}"
+        )
+    draws = rng.uniform(seed, step, index, (total,), name + "pairs", torch.float64)  # (B, total)
+    chosen = draws.argsort(dim=1)[:, :count]
+    return first[chosen], second[chosen]
+
+
+def take_pairs(trajectory: Trajectory, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The states and times of pairs: (B * count, ...) twice and (B * count,) twice, item after item.
+
+    Args:
+        trajectory: States (M + 1, B, ...) and times (M + 1,).
+        i: Places (B, count) of the noisier states.
+        j: Places (B, count) of the cleaner states.
+    """
+    states = trajectory.states
+    rows = torch.arange(states.shape[1], device=i.device)[:, None].expand_as(i).flatten()  # (B * count,)
+    i, j = i.flatten(), j.flatten()
+    precise = torch.promote_types(states.dtype, torch.float32)
+    times = trajectory.times.to(states.device, precise, non_blocking=True)
+    return states[i, rows], states[j, rows], times[i], times[j]
+
+
+def consistency_error(
+    model: Any, z: Tensor, t: Tensor, end: Tensor, distance: Any, label: Tensor | None = None
+) -> Tensor:
+    """d(f(z, t), z_M) of each pair (N,), where f is the student's denoiser.
+
+    Args:
+        model: `zoo.flow.FlowModel` of the student.
+        z: States (N, ...).
+        t: Times (N,).
+        end: Last states of their trajectories (N, ...).
+        distance: (N, ...), (N, ...) -> (N,).
+        label: Classes (N,), or None.
+    """
+    return distance(model.denoise(z, t, label), end)
+
+
+def mean_flow_pair_error(
+    model: Any, z: Tensor, t: Tensor, end: Tensor, r: Tensor, label: Tensor | None = None
+) -> Tensor:
+    """The mean square of u(z_i, t_i, t_i - t_j) - (z_i - z_j) / (t_i - t_j) of each pair (N,).
+
+    Args:
+        model: `zoo.flow.FlowModel` of the student, on the trajectory's path.
+        z: States (N, ...).
+        t: Their times (N,).
+        end: Later states of their trajectories (N, ...).
+        r: Their times (N,).
+        label: Classes (N,), or None.
+    """
+    slope = (z - end) / expand(t - r, z)
+    return squared_error(model(z, t, t - r, label), slope, "mean")

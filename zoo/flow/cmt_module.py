@@ -1,0 +1,173 @@
+"""The LightningModule `CMT`: consistency mid-training, between diffusion and few-step training."""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from zoo.flow.cmt import consistency_error, draw_pairs, mean_flow_pair_error, pair_count, take_pairs
+from zoo.flow.distances import SquaredDistance
+from zoo.flow.flow_module import FlowModule, checked_levels
+from zoo.flow.paths import LinearPath
+from zoo.flow.preconditioning import EDMPreconditioning, Preconditioning, VelocityPrediction
+from zoo.flow.samplers import sample_mean_flow
+from zoo.flow.teacher import Teacher
+
+
+class CMT(FlowModule):
+    """Consistency mid-training (arXiv 2509.24526): the student learns the teacher's trajectories.
+
+    A network with one clock becomes a consistency student on the preconditioning's own path, one with two a
+    mean-flow student on the linear path. Start it from the teacher's weights (``init_from``); the second
+    clock is then silent at first, so the student is the teacher.
+
+    Every item of a batch starts one trajectory from the prior, which needs no data: of a batch only ``label``
+    (where the network has classes) and ``index`` are used, unless ``start`` is "data".
+
+    Logs ``train/loss`` and counts, over all processes and since the start: ``train/pairs`` (what papers call
+    images seen), ``train/trajectories`` and ``train/teacher_calls`` (network evaluations on one item).
+
+    Args:
+        network: F(z, t, h, label), with ``two_times`` for a mean-flow student.
+        teacher: The frozen model with its solver.
+        preconditioning: What the network's output means; it must be the teacher's for the student to start as
+            the teacher. EDM's if not given, or `VelocityPrediction` for a network with two clocks.
+        pairs_per_trajectory: Pairs drawn from each trajectory; null takes all M, or M (M + 1) / 2.
+        distance: d of the consistency loss, a module from two (N, ...) to (N,); the squared distance if not
+            given. Mean-flow students always take the squared one.
+        start: Where trajectories start: at the "prior", as in the paper, or at "data" with noise, as in its
+            official code.
+        label_dropout: Probability that a trajectory is made, and learned, without a class.
+        sample_steps: Steps of the samples that `predict` makes.
+        sample_levels: Noise levels of the first steps of a consistency student's samples; with more steps
+            than levels, they are in geometric progression from 80 to 0.002.
+        compile: Compile the network for the training pass.
+        optimizer: Builds the optimizer from the trainable parameters.
+        lr_scheduler: Builds a schedule from the optimizer; it is stepped after every update.
+        init_from: Checkpoint, or folder of runs, whose network this run starts from.
+        init_weights: Which weights of ``init_from``: the average ("ema") or the optimizer's own ("raw").
+        seed: Seed of the draws. None takes the run's, or 0 without one.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        teacher: Teacher,
+        preconditioning: Preconditioning | None = None,
+        pairs_per_trajectory: int | None = None,
+        distance: nn.Module | None = None,
+        start: Literal["prior", "data"] = "prior",
+        label_dropout: float = 0.1,
+        sample_steps: int = 1,
+        sample_levels: list[float] = [80.0, 0.8],
+        compile: bool = False,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        init_from: str | None = None,
+        init_weights: Literal["ema", "raw"] = "ema",
+        seed: int | None = None,
+    ) -> None:
+        two_times = bool(getattr(network, "two_times", False))
+        if preconditioning is None:
+            preconditioning = VelocityPrediction() if two_times else EDMPreconditioning()
+        super().__init__(
+            network,
+            preconditioning,
+            LinearPath() if two_times else None,
+            None,
+            label_dropout,
+            sample_steps,
+            compile,
+            optimizer,
+            lr_scheduler,
+            init_from,
+            init_weights,
+            seed,
+        )
+        self.save_hyperparameters()
+        self.two_times = two_times
+        self.needs_data = start == "data"
+        if start not in ("prior", "data"):
+            raise ValueError(f"start must be 'prior' or 'data', got {start!r}")
+        if self.two_times and distance is not None:
+            raise ValueError(
+                "distance is for consistency students; a network with two clocks learns mean velocities by "
+                "the squared error: leave distance out, or build the network with two_times=False"
+            )
+        total = pair_count(teacher.steps, self.two_times)
+        if pairs_per_trajectory is not None and not 1 <= pairs_per_trajectory <= total:
+            raise ValueError(
+                f"pairs_per_trajectory must be from 1 to {total}, which is what {teacher.steps} steps of the "
+                f"teacher give; got {pairs_per_trajectory}"
+            )
+        self.pairs_per_trajectory = pairs_per_trajectory
+        self.start = start
+        self.sample_levels = checked_levels(sample_levels)
+        self._frozen["teacher"] = teacher
+        distance = SquaredDistance() if distance is None else distance
+        self._frozen["distance"] = distance.requires_grad_(False).eval()
+        self._counts = {"pairs": 0, "trajectories": 0, "teacher_calls": 0}
+
+    def setup(self, stage: str) -> None:
+        """Checks the teacher against the student."""
+        super().setup(stage)
+        assert self.teacher is not None
+        if stage != "predict":
+            self.teacher.check_path(self.path)
+
+    def _loss(self, batch: Any, batch_idx: int, stage: str, step: int) -> Tensor:
+        teacher = self.teacher
+        assert teacher is not None
+        x, label, index = self._unpack(batch, batch_idx)
+        index = index.cpu()  # waits for the device only where the index was moved there
+        if label is not None:
+            label, _ = self._drop_labels(label.to(self.device), index, stage, step)
+        noise = self._noise(self.seed, step, index, f"{stage}/noise")
+        trajectory = teacher.trajectory(noise, label, x if self.start == "data" else None).on(self.path)
+        places = draw_pairs(
+            self.seed,
+            step,
+            index.to(self.device, non_blocking=True),
+            teacher.steps,
+            self.two_times,
+            self.pairs_per_trajectory,
+            f"{stage}/",
+        )  # (B, K) twice
+        z, end, t, r = take_pairs(trajectory, *places)
+        pairs = len(t) // len(index)
+        label = None if label is None else label.repeat_interleave(pairs)
+        model = self.model
+        if self.two_times:
+            error = mean_flow_pair_error(model, z, t, end, r, label)
+        else:
+            error = consistency_error(model, z, t, end, self._frozen["distance"], label)
+        loss = error.mean()
+        training = stage == "train"
+        self.log(f"{stage}/loss", loss.detach(), batch_size=len(t), sync_dist=not training, prog_bar=training)
+        if training:
+            self._count(len(index), pairs, teacher.calls_per_trajectory)
+        return loss
+
+    def _count(self, trajectories: int, pairs: int, calls: int) -> None:
+        trajectories *= self.trainer.world_size
+        self._counts["pairs"] += trajectories * pairs
+        self._counts["trajectories"] += trajectories
+        self._counts["teacher_calls"] += trajectories * calls
+        for name, count in self._counts.items():
+            self.log(f"train/{name}", float(count), batch_size=1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the counts."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["flow"]["counts"] = dict(self._counts)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self._counts.update(checkpoint.get("flow", {}).get("counts", {}))
+
+    def _sample(self, index: Tensor, label: Tensor | None, steps: int, seed: int) -> Tensor:
+        if self.two_times:
+            noise = self._noise(seed, 0, index, "sample/noise")
+            return sample_mean_flow(self.model, noise, label, steps)
+        return self._sample_consistency(index, label, steps, seed, self.sample_levels)

@@ -1,0 +1,147 @@
+"""Handing a network over from one stage of training to the next, so that it computes what it did.
+
+Between two stages the network may gain a second clock (diffusion -> mean flow) and may be read on another
+path. The first is exact because the new weights are zero where they meet the old ones (`two_time_state` of a
+network), the second because a preconditioning reads the same output on any path: the student's velocity *is*
+the teacher's at step 0. What cannot be exact is refused: another architecture, another preconditioning, a
+clock too few.
+
+The official code of CMT's mean-flow branch leaves the new embedder at random values, so its student is not
+equal to its teacher when it starts.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.flow.preconditioning import Preconditioning
+
+
+def hand_over(network: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Fills ``network`` with the weights ``state``, widened to a second clock where only it has one.
+
+    Args:
+        network: The network to fill, with `two_times` and `two_time_state` as those of `zoo.flow.networks`
+            have.
+        state: A whole state dict of the same network, with one clock or two.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    own = network.state_dict()
+    if not _differences(own, state):
+        network.load_state_dict(state)
+        return f"all {len(state)} tensors taken"
+    widen = getattr(network, "two_time_state", None)
+    if getattr(network, "two_times", False) and widen is not None and not _has_second_clock(network, state):
+        wide = widen(dict(state))
+        if not _differences(own, wide):
+            network.load_state_dict(wide)
+            check_second_clock_is_silent(network)
+            return f"all {len(state)} tensors taken, and a second clock that is silent at first"
+        state = wide
+    elif not getattr(network, "two_times", True) and set(state) - set(own):
+        raise ValueError(
+            f"the weights do not fit {type(network).__name__} with one clock: {_differences(own, state)}. If "
+            "they are of a network with two, their velocities depend on h: keep two_times=true"
+        )
+    raise ValueError(f"the weights do not fit {type(network).__name__}: {_differences(own, state)}")
+
+
+def check_second_clock_is_silent(network: nn.Module, items: int = 2) -> None:
+    """Compares outputs at h = 0 and at other h on random states; they must be equal in every bit.
+
+    Raises:
+        RuntimeError: they differ, so the network is not the function its weights came from.
+    """
+    parameter = next(network.parameters())
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(items, *network.shape, generator=generator).to(parameter)  # type: ignore[misc]
+    t = torch.linspace(0.2, 0.9, items, device=parameter.device)
+    label = None if network.num_classes is None else torch.zeros_like(t, dtype=torch.long)
+    modes = [module for module in network.modules() if module.training]
+    network.eval()
+    with torch.no_grad():
+        still, moved = network.forward(z, t, torch.zeros_like(t), label), network.forward(z, t, t, label)
+    for module in modes:
+        module.training = True
+    if not still.equal(moved):
+        raise RuntimeError(
+            f"{type(network).__name__}.two_time_state gives weights whose output depends on h (by up to "
+            f"{(still - moved).abs().max().item():.3g}): the student would not start as its teacher"
+        )
+
+
+def check_preconditioning(own: Preconditioning, saved: Mapping[str, Any] | None, source: str) -> None:
+    """Refuses weights whose output means another thing than ``own`` reads in it.
+
+    Args:
+        own: The preconditioning of the module that takes the weights.
+        saved: `Preconditioning.describe` of the one they were trained with, if it is known.
+        source: Where they come from, for the message.
+
+    Raises:
+        ValueError: the two differ.
+    """
+    if saved is not None and dict(saved) != own.describe():
+        written = ", ".join(f"{name}={value}" for name, value in saved.items() if name != "class")
+        raise ValueError(
+            f"{source} was trained with {saved['class']}({written}), and this module reads its network's "
+            f"output with {own}: give the module the same preconditioning (it works on any path)"
+        )
+
+
+def network_state(checkpoint: Mapping[str, Any], weights: str) -> dict[str, Tensor]:
+    """The tensors of the ``network`` of a Lightning checkpoint, under the network's own names.
+
+    Args:
+        checkpoint: Its contents.
+        weights: "ema" for the average where the run kept one, "raw" for what the optimizer updated.
+
+    Raises:
+        ValueError: there are none, or ``weights`` is neither name.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
+    # Lightning's WeightAveraging puts the average under `state_dict` and the raw weights beside it.
+    source = checkpoint["state_dict"]
+    if weights == "raw":
+        source = checkpoint.get("current_model_state", source)
+    prefix = "network."
+    state = {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}
+    if not state:
+        raise ValueError(
+            "the checkpoint holds no tensor named 'network...': it is not of a module of zoo.flow "
+            f"(its tensors begin with {next(iter(source), 'nothing')!r})"
+        )
+    return state
+
+
+def _has_second_clock(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether ``state`` has all the names of the network with two clocks, with its shapes or others."""
+    own = network.state_dict()
+    return own.keys() <= state.keys() and all(own[name].shape == state[name].shape for name in own)
+
+
+def _differences(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
+    parts = []
+    for words, names in (
+        ("missing", [name for name in own if name not in other]),
+        ("unknown", [name for name in other if name not in own]),
+        (
+            "of another shape",
+            [
+                f"{name} {tuple(other[name].shape)} for {tuple(own[name].shape)}"
+                for name in own
+                if name in other and own[name].shape != other[name].shape
+            ],
+        ),
+    ):
+        if names:
+            parts.append(f"{len(names)} {words} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
+    return "; ".join(parts)

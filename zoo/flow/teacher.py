@@ -1,0 +1,320 @@
+"""A frozen model with a solver: states along the flow, together with the times the solver really used.
+
+A teacher reads its network from a checkpoint when it is needed, not when it is built: a config that names a
+teacher can be checked, and its student tested, where the file is not. It belongs to no module's parameters,
+is never copied (an average of the student's weights shares it), and stays out of checkpoints.
+"""
+
+import math
+from pathlib import Path as FilePath
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from zoo.flow.grids import Grid, check_steps, default_grid
+from zoo.flow.guidance import Guided, check_guidance
+from zoo.flow.handover import check_preconditioning, network_state
+from zoo.flow.model import FlowModel
+from zoo.flow.paths import Path, bridge, expand
+from zoo.flow.preconditioning import Preconditioning, VelocityPrediction
+from zoo.flow.solvers import MeanFlowSteps, Solver, Trajectory, default_solver, solve
+from zoo.io import find_checkpoint, load_checkpoint
+
+
+class Teacher(nn.Module):
+    """Solves the probability-flow ODE of a trained network: the teacher of CMT, CD, ECD, sCD and MFD.
+
+    Args:
+        checkpoint: Checkpoint of a module of zoo.flow, or a folder of runs, whose newest is taken.
+        weights: The averaged weights of it ("ema") or what the optimizer updated ("raw").
+        network: The network of the checkpoint; needed where it was not trained by the command line, which
+            keeps the network's arguments in the checkpoint.
+        preconditioning: What the network's output means; the checkpoint's own if not given.
+        path: Path of the states; the preconditioning's own if not given.
+        solver: DPM-Solver++ if not given, of order 2 in up to 12 steps and 3 in more. A teacher that is
+            itself a model of mean velocities takes `MeanFlowSteps`.
+        grid: Times of the solver; by default even ones on the linear path, and logarithmic ones from 80 to
+            .002 on the variance-exploding path.
+        steps: Number of the solver's steps M; a trajectory has M + 1 states.
+        omega: Strength of guidance; 1 is none.
+        low: Guide only at noise levels of at least this.
+        high: Guide only at noise levels of at most this.
+        guide: A weaker teacher, for autoguidance; None guides away from samples without a class.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | None = None,
+        weights: Literal["ema", "raw"] = "ema",
+        network: nn.Module | None = None,
+        preconditioning: Preconditioning | None = None,
+        path: Path | None = None,
+        solver: Solver | None = None,
+        grid: Grid | None = None,
+        steps: int = 16,
+        omega: float = 1.0,
+        low: float = 0.0,
+        high: float = math.inf,
+        guide: "Teacher | None" = None,
+    ) -> None:
+        super().__init__()
+        check_steps(steps)
+        check_guidance(omega, low, high)
+        if guide is not None and omega == 1:
+            raise ValueError("a guide was given, but omega=1 does not look at it: give omega")
+        self.checkpoint, self.weights = checkpoint, weights
+        self.network, self.preconditioning, self.path = network, preconditioning, path
+        self.steps, self.grid = steps, grid
+        self.solver: Solver = default_solver(steps) if solver is None else solver
+        self.omega, self.low, self.high, self.guide = omega, low, high, guide
+        self._field: Any = None
+        self._plain: Any = None
+        self.calls_per_trajectory = 0
+
+    @classmethod
+    def of(cls, field: Any, **arguments: Any) -> Self:
+        """A teacher that solves a field at hand: a `FlowModel`, or any object with a field's methods.
+
+        Args:
+            field: `path`, ``velocity(z, t, label)``, ``denoise(z, t, label)``, and `num_classes`.
+            **arguments: ``solver``, ``grid``, ``steps``, ``omega`` and the others of guidance.
+        """
+        made = cls(**arguments)
+        made._set_field(field)
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself: it never changes."""
+        return self
+
+    def load(self) -> Self:
+        """Reads the checkpoint, once.
+
+        Raises:
+            ValueError: the file is missing or not of a module of zoo.flow, or does not fit what was given.
+        """
+        if self._field is not None:
+            return self
+        if self.checkpoint is None:
+            raise ValueError(
+                "a teacher needs checkpoint (a file or a folder of runs), or is made by Teacher.of"
+            )
+        try:
+            file = find_checkpoint(self.checkpoint)
+        except FileNotFoundError as error:
+            raise ValueError(f"teacher checkpoint={self.checkpoint!r}: {error}") from error
+        contents = load_checkpoint(file)
+        saved = contents.get("flow", {})
+        arguments = contents.get("hyper_parameters", {})
+        network = self.network if self.network is not None else _from_config(arguments.get("network"), file)
+        reading = self.preconditioning
+        if reading is None:
+            given = saved.get("preconditioning")
+            reading = VelocityPrediction() if given is None else _described(given)
+        check_preconditioning(reading, saved.get("preconditioning"), str(file))
+        try:
+            network.load_state_dict(network_state(contents, self.weights))
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"teacher checkpoint {file}: {error}") from error
+        self.network = network
+        self._set_field(FlowModel(network, reading, self.path))
+        return self
+
+    def _set_field(self, field: Any) -> None:
+        if isinstance(self.solver, MeanFlowSteps) and self.omega != 1:
+            raise ValueError(
+                "MeanFlowSteps asks for mean velocities, which omega does not guide: leave omega=1"
+            )
+        if isinstance(field, nn.Module):
+            field.requires_grad_(False).eval()
+        guide = None if self.guide is None else self.guide.load()._field
+        # Past nn.Module's own bookkeeping: a guided field is no module.
+        object.__setattr__(self, "_plain", field)
+        guided = field if self.omega == 1 else Guided(field, self.omega, self.low, self.high, guide)
+        object.__setattr__(self, "_field", guided)
+        if isinstance(field, nn.Module):
+            self.add_module("model", field)
+        self.path = field.path
+
+    @property
+    def field(self) -> Any:
+        """The (guided) field: `path`, `velocity`, `denoise`."""
+        return self.load()._field
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of one item, where the field knows it."""
+        return getattr(self.load()._plain, "shape", None)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes of the network, or None."""
+        return self.load()._plain.num_classes
+
+    def times(self) -> Tensor:
+        """The solver's times (M + 1,), float64, in the clock of `field.path`."""
+        path = self.field.path
+        grid = default_grid(path) if self.grid is None else self.grid
+        return grid(self.steps, path)
+
+    @torch.no_grad()
+    def trajectory(self, noise: Tensor, label: Tensor | None = None, x: Tensor | None = None) -> Trajectory:
+        """The flow from noise to data.
+
+        Args:
+            noise: Standard normal (B, ...).
+            label: Classes (B,), or None.
+            x: Data (B, ...) that the first state is noised from, as in CMT's official code; None draws it
+                from the prior, N(0, sigma(T)^2).
+
+        Returns:
+            The M + 1 states with the times of the solver.
+        """
+        field, times = self.field, self.times()
+        state = float(field.path.sigma(times[0])) * noise
+        if x is not None:
+            state = state + float(field.path.alpha(times[0])) * x
+        counted = _Counted(field)
+        trajectory = solve(counted, self.solver, state, times, self._known(label))
+        self.calls_per_trajectory = counted.calls
+        return trajectory
+
+    def field_on(self, path: Path) -> Any:
+        """The (guided) field read on another path.
+
+        Raises:
+            ValueError: the teacher was made of a field that knows its own path only.
+        """
+        field = self.field
+        if repr(path) == repr(field.path):
+            return field
+        if not hasattr(field, "on"):
+            raise ValueError(f"the teacher's field lives on {field.path}, and is asked for on {path}")
+        return field.on(path)
+
+    def velocity(self, path: Path, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """v(z, t) on ``path``, guided, without gradient.
+
+        Args:
+            path: The path of states and times.
+            z: States (B, ...).
+            t: Times (B,).
+            label: Classes (B,), or None.
+        """
+        with torch.no_grad():
+            return self.field_on(path).velocity(z, t, self._known(label))
+
+    def step(
+        self, path: Path, z: Tensor, t: Tensor, r: Tensor, label: Tensor | None, second_order: bool
+    ) -> Tensor:
+        """One step of each item from its own time to its own, cleaner one, without gradient.
+
+        Args:
+            path: The path of states and times.
+            z: States (B, ...).
+            t: Times (B,).
+            r: Times (B,), r <= t.
+            label: Classes (B,), or None.
+            second_order: Heun's rule, except where r has no noise; else Euler's.
+        """
+        with torch.no_grad():
+            slope = self.velocity(path, z, t, label)
+            gap = expand(r - t, z)
+            ahead = z + gap * slope
+            if not second_order:
+                return ahead
+            noisy = path.sigma(r) > 0
+            safe = torch.where(noisy, r, t)  # no noise may mean no velocity: ask elsewhere, and drop that
+            corrected = z + gap * (slope + self.velocity(path, ahead, safe, label)) / 2
+            return torch.where(expand(noisy, z), corrected, ahead)
+
+    def _known(self, label: Tensor | None) -> Tensor | None:
+        """The labels that the network takes."""
+        return None if self.num_classes is None else label
+
+    def check_path(self, path: Path) -> None:
+        """Refuses a student's path on which the first state has no place.
+
+        Raises:
+            ValueError: the trajectory begins at pure noise, and ``path`` has no finite time for that.
+        """
+        times, _ = bridge(self.times(), self.field.path, path)
+        if not times.isfinite().all():
+            raise ValueError(
+                f"the teacher's trajectories begin at pure noise on {self.field.path}, which has no finite "
+                f"time on the student's {path}: give the teacher a grid that begins later, such as LogGrid"
+            )
+
+    def check_student(self, shape: tuple[int, ...], num_classes: int | None) -> None:
+        """Refuses a student that this teacher cannot teach.
+
+        Raises:
+            ValueError: another shape of items, or classes that only one of the two has.
+        """
+        if self.shape is not None and tuple(self.shape) != tuple(shape):
+            raise ValueError(
+                f"the teacher makes items of shape {self.shape}, the student takes {tuple(shape)}"
+            )
+        if self.num_classes is not None and self.num_classes != num_classes:
+            raise ValueError(
+                f"the teacher has {self.num_classes} classes, the student's network has "
+                f"num_classes={num_classes}: they must agree (one without classes may teach any student)"
+            )
+
+
+class _Counted:
+    """A field that counts network evaluations per item."""
+
+    def __init__(self, field: Any) -> None:
+        self.field = field
+        self.path = field.path
+        self.calls = 0
+
+    def _count(self, t: Tensor) -> None:
+        self.calls += self.field.evaluations(t) if hasattr(self.field, "evaluations") else 1
+
+    def velocity(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        self._count(t)
+        return self.field.velocity(z, t, label)
+
+    def denoise(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        self._count(t)
+        return self.field.denoise(z, t, label)
+
+    def mean_velocity(self, z: Tensor, t: Tensor, h: Tensor, label: Tensor | None = None) -> Tensor:
+        self._count(t)
+        return self.field.mean_velocity(z, t, h, label)
+
+
+def _from_config(config: Any, file: FilePath) -> nn.Module:
+    """Builds the network that a checkpoint names; only networks of the zoo are built from a file's word."""
+    import zoo.flow.networks as networks
+
+    if not isinstance(config, dict) or "class_path" not in config:
+        raise ValueError(
+            f"{file} does not say what network it holds (it was not trained by the command line): give "
+            "network to the teacher"
+        )
+    module, _, name = str(config["class_path"]).rpartition(".")
+    if not (module + ".").startswith("zoo.flow.") or name not in networks.__all__:
+        raise ValueError(
+            f"{file} holds a {config['class_path']}, which is no network of the zoo: give network "
+            "to the teacher"
+        )
+    return getattr(networks, name)(**config.get("init_args", {}))
+
+
+def _described(saved: dict[str, Any]) -> Preconditioning:
+    """The preconditioning whose `describe` is ``saved``."""
+    from zoo.flow import preconditioning as module
+
+    known = {
+        cls.__name__: cls for cls in Preconditioning.__subclasses__() if cls.__module__ == module.__name__
+    }
+    name = saved["class"]
+    if name not in known:
+        raise ValueError(
+            f"the checkpoint was trained with the preconditioning {name}: give it to the teacher"
+        )
+    return known[name](**{key: value for key, value in saved.items() if key != "class"})

@@ -82,6 +82,12 @@ class Gaussian:
         """v(z, t)."""
         return self.mean_velocity(z, t, t)
 
+    def denoise(self, z: Tensor, t: Tensor | float) -> Tensor:
+        """D(z, t) = E[x | z_t = z]."""
+        t = _column(t, z)
+        y = (z - self.path.alpha(t) * self.mean) @ self.axes
+        return self.mean + (self.path.alpha(t) * self.variances / self._spread(t) * y) @ self.axes.mT
+
     def mean_flow_floor(self, t: Tensor | float, r: Tensor | float) -> Tensor:
         """The expected squared error, summed over dimensions, that mean flow keeps at the exact u.
 
@@ -166,6 +172,13 @@ class GaussianMixture:
         a, s = self.path.alpha_slope(t, t), self.path.sigma_slope(t, t)
         growth = (a * self.path.alpha(t) * self.stds**2 + s * self.path.sigma(t)) / self._variances(t)
         return a * (share @ self.means) + ((share * growth)[..., None] * offsets).sum(1)
+
+    def denoise(self, z: Tensor, t: Tensor | float) -> Tensor:
+        """D(z, t) = E[x | z_t = z]: the components' expectations, weighed by their share in z."""
+        t = _column(t, z)
+        share, offsets = self._responsibilities(z, t)
+        pull = self.path.alpha(t) * self.stds**2 / self._variances(t)
+        return share @ self.means + ((share * pull)[..., None] * offsets).sum(1)
 
     def _tails(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """P(z_t <= z) and P(z_t > z) for ``z`` (B, 1), each to full relative precision."""

@@ -68,6 +68,7 @@ class Teacher(nn.Module):
         self.steps, self.grid = steps, grid
         self.solver: Solver = default_solver(steps) if solver is None else solver
         self.omega, self.low, self.high, self.guide = omega, low, high, guide
+        self.train()
         self._field: Any = None
         self._plain: Any = None
         self.calls_per_trajectory = 0
@@ -83,6 +84,10 @@ class Teacher(nn.Module):
         made = cls(**arguments)
         made._set_field(field)
         return made
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode."""
+        return super().train(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Itself: it never changes."""

@@ -1,36 +1,98 @@
 """Every LightningModule of the zoo through `ModuleTester`."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
-from module_tester import ModuleCase, ModuleTester
+import torch
+from module_tester import ModuleCase, ModuleTester, build
 
 DIGITS = {"class_path": "zoo.datamodules.Digits", "init_args": {"batch_size": 32, "seed": 0}}
+TEACHER = "{teacher}"  # stands for the checkpoint of `teacher`
+
+
+def network(two_times: bool, dropout: float = 0.1) -> dict[str, Any]:
+    return {
+        "class_path": "zoo.flow.networks.DiT",
+        "init_args": {
+            "input_size": 8, "in_channels": 1, "patch_size": 4, "width": 16, "depth": 1, "heads": 2,
+            "num_classes": 10, "dropout": dropout, "two_times": two_times,
+        },
+    }  # fmt: skip
+
+
+EDM = {"class_path": "zoo.flow.EDMPreconditioning", "init_args": {"sigma_data": 0.75}}
+SOLVES = {"class_path": "zoo.flow.Teacher", "init_args": {"checkpoint": TEACHER, "steps": 3, "omega": 1.5}}
+NO_DROPOUT = {"init_args.network.init_args.dropout": 0.0}
+
+
+def module(name: str, two_times: bool, **arguments: Any) -> ModuleCase:
+    arguments |= {"network": network(two_times), "seed": 0}
+    return ModuleCase(
+        model={"class_path": f"zoo.flow.{name}", "init_args": arguments},
+        data=DIGITS,
+        without_dropout=NO_DROPOUT,
+    )  # fmt: skip
+
 
 CASES = {
-    "MeanFlow": ModuleCase(
-        model={
-            "class_path": "zoo.flow.MeanFlow",
+    "MeanFlow": module(
+        "MeanFlow",
+        True,
+        times={"class_path": "zoo.flow.MeanFlowTimes", "init_args": {"share": 0.5}},
+        omega=1.5,
+    ),
+    "MeanFlow, distilled by differences": module(
+        "MeanFlow", True, preconditioning=EDM, teacher=SOLVES, tangent="network",
+        derivative={"class_path": "zoo.flow.FiniteDifference"},
+    ),
+    "Diffusion": module(
+        "Diffusion", False, preconditioning=EDM, uncertainty={"class_path": "zoo.flow.LogVariance"}
+    ),
+    "CMT of mean flow": module("CMT", True, preconditioning=EDM, teacher=SOLVES, pairs_per_trajectory=2),
+    "CMT of consistency": module("CMT", False, preconditioning=EDM, teacher=SOLVES, start="data"),
+    "ConsistencyModel, discrete": module(
+        "ConsistencyModel", False, label_dropout=0.1,
+        objective={
+            "class_path": "zoo.flow.DiscreteConsistency",
             "init_args": {
-                "network": {
-                    "class_path": "zoo.flow.networks.DiT",
-                    "init_args": {
-                        "input_size": 8, "in_channels": 1, "patch_size": 4, "width": 16,
-                        "depth": 1, "heads": 2, "num_classes": 10, "dropout": 0.1,
-                    },
-                },
-                "times": {"class_path": "zoo.flow.MeanFlowTimes", "init_args": {"share": 0.5}},
-                "omega": 1.5,
-                "seed": 0,
+                "levels": {"class_path": "zoo.flow.GridLevels", "init_args": {"double_every": 2}},
+                "target_decay": 0.5,
             },
         },
-        data=DIGITS,
-        without_dropout={"init_args.network.init_args.dropout": 0.0},
+    ),
+    "ConsistencyModel, continuous": module(
+        "ConsistencyModel", False, preconditioning=EDM, teacher=SOLVES,
+        objective={"class_path": "zoo.flow.ContinuousConsistency", "init_args": {"warmup": 3}},
     ),
 }  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as a run of the command line leaves it, of a diffusion model that was not trained."""
+    torch.manual_seed(0)
+    config = network(two_times=False)
+    made = build(config)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    path = tmp_path_factory.mktemp("teacher") / "run.ckpt"
+    contents = {
+        "state_dict": {f"network.{name}": value for name, value in made.state_dict().items()},
+        "hyper_parameters": {"network": config},
+        "flow": {"preconditioning": build(EDM).describe()},
+        "global_step": 1,
+    }
+    torch.save(contents, path)
+    return path
+
+
 @pytest.fixture(scope="class", params=CASES)
-def case(request: pytest.FixtureRequest) -> ModuleCase:
-    return CASES[request.param]
+def case(request: pytest.FixtureRequest, teacher: Path) -> ModuleCase:
+    written = CASES[request.param]
+    model = json.loads(json.dumps(written.model).replace(TEACHER, str(teacher)))
+    return ModuleCase(model, written.data, without_dropout=written.without_dropout)
 
 
 class TestModules(ModuleTester):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zoo.flow import MLP, DiT, total_derivative
+from zoo.flow import MLP, DiT, SongUNet, total_derivative
 from zoo.flow.dual_rules import RULES, FastRules
 
 F64 = torch.float64
@@ -33,6 +33,10 @@ def awake(network: nn.Module) -> nn.Module:
 def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     return {
         "dit": (awake(DiT(8, 2, 4, width=16, depth=2, heads=2, num_classes=3, dropout=0.5)), (2, 8, 8)),
+        "unet": (
+            awake(SongUNet(8, 2, 8, [1, 2], 1, [4], num_classes=3, dropout=0.5)),
+            (2, 8, 8),
+        ),
         "mlp": (awake(MLP(3, width=16, depth=2, num_classes=3, dropout=0.5)), (3,)),
     }
 
@@ -66,6 +70,16 @@ CASES: dict[str, tuple[Callable, int]] = {
     "layer_norm": (lambda x: F.layer_norm(x, (8,), eps=1e-6), 1),
     "layer_norm affine": (lambda x: F.layer_norm(x, (8,), draw(8), draw(8)), 1),
     "layer_norm of two": (lambda x: F.layer_norm(x, (5, 8)), 1),
+    "group_norm": (lambda x: F.group_norm(x, 3, eps=1e-6), 1),
+    "group_norm affine": (lambda x: F.group_norm(x, 1, draw(3), draw(3)), 1),
+    "group_norm channels last": (
+        lambda x: F.group_norm(x.contiguous(memory_format=torch.channels_last), 1, draw(3)),
+        1,
+    ),
+    "group_norm in its weight": (lambda x, y: F.group_norm(x, 3, y[0, :, 0, 0]), 2),
+    "conv2d": (lambda x: F.conv2d(x, draw(4, 3, 3, 3), draw(4), padding=1), 1),
+    "conv2d by channel": (lambda x: F.conv2d(x, draw(3, 1, 2, 2), stride=2, groups=3), 1),
+    "conv2d in its weight": (lambda x, y: F.conv2d(x, y[:, :, :3, :3]), 2),
     "attention": (F.scaled_dot_product_attention, 3),
     "attention scaled": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.1), 3),
     "attention causal": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), 3),
@@ -91,7 +105,7 @@ def test_each_rule_is_pytorchs_own_derivative(name: str) -> None:
     assert torch.allclose(got.tangent, expected.tangent, rtol=1e-12, atol=1e-12)
 
 
-def test_a_dit_meets_every_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dit_and_a_unet_meet_every_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     met, names = set(), {rule.__name__ for rule in RULES.values()}
     for function, rule in list(RULES.items()):
 
@@ -102,8 +116,9 @@ def test_a_dit_meets_every_rule(monkeypatch: pytest.MonkeyPatch) -> None:
             return result
 
         monkeypatch.setitem(RULES, function, spy)
-    network, shape = networks()["dit"]
-    total_derivative(network, **arguments(shape))
+    for kind in ("dit", "unet"):
+        network, shape = networks()[kind]
+        total_derivative(network, **arguments(shape))
     assert met == names
 
 

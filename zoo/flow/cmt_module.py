@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoo.flow.cmt import consistency_error, draw_pairs, mean_flow_pair_error, pair_count, take_pairs
 from zoo.flow.distances import SquaredDistance
-from zoo.flow.flow_module import FlowModule, checked_levels
+from zoo.flow.flow_module import FlowModule, checked_levels, frozen
 from zoo.flow.paths import LinearPath
 from zoo.flow.preconditioning import EDMPreconditioning, Preconditioning, VelocityPrediction
 from zoo.flow.samplers import sample_mean_flow
@@ -69,11 +69,11 @@ class CMT(FlowModule):
         seed: int | None = None,
     ) -> None:
         two_times = bool(getattr(network, "two_times", False))
-        if preconditioning is None:
-            preconditioning = VelocityPrediction() if two_times else EDMPreconditioning()
+        # Arguments keep their values here: what a checkpoint keeps is what was given.
+        default = VelocityPrediction() if two_times else EDMPreconditioning()
         super().__init__(
             network,
-            preconditioning,
+            default if preconditioning is None else preconditioning,
             LinearPath() if two_times else None,
             None,
             label_dropout,
@@ -105,8 +105,7 @@ class CMT(FlowModule):
         self.start = start
         self.sample_levels = checked_levels(sample_levels)
         self._frozen["teacher"] = teacher
-        distance = SquaredDistance() if distance is None else distance
-        self._frozen["distance"] = distance.requires_grad_(False).eval()
+        self._frozen["distance"] = frozen(SquaredDistance() if distance is None else distance)
         self._counts = {"pairs": 0, "trajectories": 0, "teacher_calls": 0}
 
     def setup(self, stage: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo.flow.consistency import consistency_target, continuous_tangent
 from zoo.flow.consistency_times import GridLevels, RatioLevels
 from zoo.flow.distances import PseudoHuber
-from zoo.flow.flow_module import FlowModule, checked_levels
+from zoo.flow.flow_module import FlowModule, checked_levels, frozen
 from zoo.flow.levels import LogNormalLevels, UniformLevels
 from zoo.flow.model import FlowModel
 from zoo.flow.paths import Path, TrigonometricPath
@@ -146,23 +146,24 @@ class ConsistencyModel(FlowModule):
         init_weights: Literal["ema", "raw"] = "ema",
         seed: int | None = None,
     ) -> None:
-        preconditioning = EDMPreconditioning() if preconditioning is None else preconditioning
-        objective = DiscreteConsistency() if objective is None else objective
-        if sigma_data is None:
-            sigma_data = float(getattr(preconditioning, "sigma_data", 0.5))
-        if isinstance(preconditioning, DataPrediction):
+        # Arguments keep their values here: what a checkpoint keeps is what was given.
+        reading = EDMPreconditioning() if preconditioning is None else preconditioning
+        goal = DiscreteConsistency() if objective is None else objective
+        if isinstance(reading, DataPrediction):
             raise ValueError(
                 "DataPrediction does not keep clean data as they are, which a consistency model must: use "
                 "EDMPreconditioning or VelocityPrediction"
             )
-        if isinstance(objective, ContinuousConsistency):
+        scale = float(getattr(reading, "sigma_data", 0.5)) if sigma_data is None else sigma_data
+        states = path
+        if isinstance(goal, ContinuousConsistency):
             if path is not None and not isinstance(path, TrigonometricPath):
                 raise ValueError(f"a continuous objective trains on the trigonometric path, got path={path}")
-            path = TrigonometricPath(sigma_data) if path is None else path
+            states = TrigonometricPath(scale) if path is None else path
         super().__init__(
             network,
-            preconditioning,
-            path,
+            reading,
+            states,
             False,
             label_dropout,
             sample_steps,
@@ -174,20 +175,20 @@ class ConsistencyModel(FlowModule):
             seed,
         )
         self.save_hyperparameters()
-        self.objective = objective
-        self.sigma_data = sigma_data
+        self.objective = goal
+        self.sigma_data = scale
         self._trained = 0
         self.sample_levels = checked_levels(sample_levels)
         if teacher is not None:
             self._frozen["teacher"] = teacher
         self.target_network: nn.Module | None = None
         self.uncertainty: nn.Module | None = None
-        if isinstance(objective, DiscreteConsistency):
-            self._frozen["distance"] = objective.distance.requires_grad_(False).eval()
-            if objective.target_decay is not None:
+        if isinstance(goal, DiscreteConsistency):
+            self._frozen["distance"] = frozen(goal.distance)
+            if goal.target_decay is not None:
                 self.target_network = copy.deepcopy(network).requires_grad_(False)
         else:
-            self.uncertainty = objective.uncertainty
+            self.uncertainty = goal.uncertainty
 
     def on_fit_start(self) -> None:
         """Takes the initial weights, for the average that gives the targets too."""

@@ -276,6 +276,11 @@ def checked_levels(levels: list[float]) -> list[float]:
     return list(levels)
 
 
+def frozen(module: nn.Module) -> nn.Module:
+    """The module without gradient, in evaluation mode."""
+    return module.requires_grad_(False).eval()
+
+
 class Frozen(dict[str, Any]):
     """Modules beside a LightningModule: not its parameters, not in its checkpoints, shared by its copies."""
 

@@ -145,10 +145,10 @@ class FiniteDifference:
             back = back.clamp(min=0)
         ahead, back = ahead.to(t.dtype), back.to(t.dtype)
         with torch.no_grad(), evaluating(network):
-            values = [
-                forward(
-                    z + expand(other - t, z) * velocity, other, None if h is None else h + (other - t), label
-                )
-                for other in (ahead, back)
-            ]
+            values = []
+            for other in (ahead, back):
+                gap = other - t
+                # r stands still; rounding must not carry h below 0.
+                step = None if h is None else (h + gap).clamp(min=0)
+                values.append(forward(z + expand(gap, z) * velocity, other, step, label))
             return (values[0] - values[1]) / expand(ahead - back, z)

@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from zoo.flow.mean_flow import mean_flow_target as mean_flow_target
     from zoo.flow.mean_flow_module import MeanFlow as MeanFlow
     from zoo.flow.model import FlowModel as FlowModel
+    from zoo.flow.networks.dhariwal_unet import DhariwalUNet as DhariwalUNet
     from zoo.flow.networks.dit import DiT as DiT
+    from zoo.flow.networks.edm2_unet import EDM2UNet as EDM2UNet
     from zoo.flow.networks.mlp import MLP as MLP
+    from zoo.flow.networks.song_unet import SongUNet as SongUNet
     from zoo.flow.paths import LinearPath as LinearPath
     from zoo.flow.paths import TrigonometricPath as TrigonometricPath
     from zoo.flow.paths import VarianceExplodingPath as VarianceExplodingPath

@@ -1,4 +1,4 @@
-"""Forward-mode derivatives of the few functions in which a transformer spends its time.
+"""Forward-mode derivatives of the few functions in which a transformer or a U-Net spends its time.
 
 PyTorch's own forward mode works operation by operation: it makes up zero tangents for weights and constants,
 splits normalization and attention into many small kernels, and has nothing for fused
@@ -107,6 +107,47 @@ def layer_norm(
     return fwAD.make_dual(y if bias is None else y + bias, dy)
 
 
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    """As `layer_norm`, over groups of channels."""
+    x, dx = _split(input)
+    if dx is None or x.ndim < 3 or not _constant(weight, bias):
+        return NotImplemented
+    # Both in one layout: the kernel of channels-last data wants the gradient in it too.
+    last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    x, dx = x.contiguous(memory_format=layout), dx.contiguous(memory_format=layout)
+    sizes = (x.shape[0], x.shape[1], x[0, 0].numel(), num_groups)
+    y, mean, inverse_std = torch.native_group_norm(x, None, None, *sizes, eps)
+    dy = _aten.native_group_norm_backward(dx, x, mean, inverse_std, None, *sizes, [True, False, False])[0]
+    channels = (-1, *(1 for _ in x.shape[2:]))
+    if weight is not None:
+        y, dy = y * weight.view(channels), dy * weight.view(channels)
+    return fwAD.make_dual(y if bias is None else y + bias.view(channels), dy)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    """Linear in its input: the tangent goes through the same kernels, without the bias."""
+    x, dx = _split(input)
+    if dx is None or not _constant(weight, bias):
+        return NotImplemented
+    how = (stride, padding, dilation, groups)
+    return fwAD.make_dual(F.conv2d(x, weight, bias, *how), F.conv2d(dx, weight, None, *how))
+
+
 def attention(
     query: Tensor,
     key: Tensor,
@@ -147,6 +188,8 @@ RULES: dict[Callable, Callable] = {
     F.gelu: gelu,
     F.silu: silu,
     F.layer_norm: layer_norm,
+    F.group_norm: group_norm,
+    F.conv2d: conv2d,
     F.scaled_dot_product_attention: attention,
 }
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 
-def sinusoids(t: Tensor, size: int, max_period: float = 10_000.0) -> Tensor:
+def sinusoids(t: Tensor, size: int, max_period: float = 10_000.0, endpoint: bool = False) -> Tensor:
     """Cosines and sines of ``t`` at ``size / 2`` frequencies from 1 down to nearly 1 / max_period.
 
     Args:
         t: Times or positions (B,).
         size: Features, even.
         max_period: Longest period, in units of 2 pi.
+        endpoint: Whether the lowest frequency is 1 / max_period itself, as in DDPM++.
 
     Returns:
         (B, size) in the dtype of ``t``: cosines, then sines.
@@ -28,7 +29,9 @@ def sinusoids(t: Tensor, size: int, max_period: float = 10_000.0) -> Tensor:
     if size % 2:
         raise ValueError(f"size must be even (half cosines, half sines), got {size}")
     half = size // 2
-    powers = torch.arange(half, device=t.device, dtype=t.dtype) / half
+    if endpoint and half < 2:
+        raise ValueError(f"size must be at least 4 with endpoint=True (two frequencies), got {size}")
+    powers = torch.arange(half, device=t.device, dtype=t.dtype) / (half - 1 if endpoint else half)
     angles = t[:, None] * torch.exp(-math.log(max_period) * powers)  # (B, size / 2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

@@ -1,6 +1,7 @@
 """Every bundled config, through the command line: fit, test and predict for a few updates."""
 
 import csv
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,16 +15,53 @@ FOLDER = Path(str(files("zoo.configs")))
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
 
 
+def starts_from(name: str) -> list[str]:
+    """The configs whose runs a config reads: every ``runs/<config>`` in it, each once."""
+    text = (FOLDER / f"{name}.yaml").read_text()
+    return sorted(set(re.findall(r"^\s*\w+: runs/([\w/]+)", text, flags=re.M)))
+
+
+def ordered() -> list[str]:
+    """All names, each after those it starts from."""
+    done: list[str] = []
+
+    def add(name: str) -> None:
+        for before in starts_from(name):
+            add(before)
+        if name not in done:
+            done.append(name)
+
+    for name in NAMES:
+        add(name)
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all configs, so that a stage finds the run before it."""
+    return tmp_path_factory.mktemp("configs")
+
+
 def test_there_are_configs() -> None:
-    assert {"quickstart", "flow/eight_gaussians"} <= set(NAMES)
+    assert {"quickstart", "flow/eight_gaussians", "flow/digits_mean_flow"} <= set(NAMES)
+
+
+def test_stages_come_in_order() -> None:
+    road = [name for name in ordered() if "digits" in name]
+    assert (
+        road.index("flow/digits_pretrain")
+        < road.index("flow/digits_cmt")
+        < road.index("flow/digits_mean_flow")
+    )
+    assert all(set(starts_from(name)) <= set(NAMES) for name in NAMES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ordered())
 def test_fit_test_predict(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(place)
     assert main(["fit", "--config", name, "--config", SHORT]) == 0
     run = Path("runs", name, "version_0")
     with open(run / "metrics.csv", newline="") as file:
@@ -32,6 +70,8 @@ def test_fit_test_predict(
     [checkpoint] = run.glob("checkpoints/*.ckpt")
     said = capsys.readouterr()
     assert str(checkpoint) in said.out + said.err  # the last lines say where it is
+    started = "weights_loaded" in (run / "events.jsonl").read_text()
+    assert started == ("init_from:" in (FOLDER / f"{name}.yaml").read_text())
     saved = ["--config", str(run / "config.yaml"), "--ckpt_path", str(checkpoint)]
     assert main(["test", *saved]) == 0
     assert main(["predict", *saved, "--return_predictions", "false"]) == 0

@@ -1,5 +1,7 @@
 """The base classes: plain hyperparameters, injected optimizers, a start from other weights."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,28 @@ def test_init_from_starts_a_fit_and_a_resume_ignores_it(run: Path, tmp_path: Pat
     assert not (tmp_path / "b" / "events.jsonl").exists()
 
 
+def test_init_from_takes_the_newest_of_a_folder(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "version_0").mkdir(parents=True)
+    old = tmp_path / "runs" / "version_0" / "old.ckpt"
+    saved = torch.load(run, weights_only=True)
+    torch.save(saved | {"state_dict": {k: v + 1 for k, v in saved["state_dict"].items()}}, old)
+    os.utime(old, (0, 0))
+    shutil.copy(run, tmp_path / "runs" / "new.ckpt")
+    host = Host(network(), optimizer=lambda p: torch.optim.SGD(p, lr=0.0), init_from=str(tmp_path / "runs"))
+    trainer(tmp_path / "a").fit(host, datamodule=Digits(100, seed=0))
+    assert host.network[1].weight.equal(saved["state_dict"]["network.1.weight"])
+
+
+def test_a_start_that_is_not_there_is_refused_before_training(tmp_path: Path) -> None:
+    """Only then: a config whose start is gone can still be checked, tested and resumed."""
+    (tmp_path / "empty").mkdir()
+    for start, message in (("nowhere.ckpt", "no checkpoint at"), ("empty", "holds no checkpoint")):
+        host = Host(network(), init_from=str(tmp_path / start))
+        with pytest.raises(ValueError, match=f"init_from='.*{start}': .*{message}"):
+            trainer(tmp_path / "a").fit(host, datamodule=Digits(100, seed=0))
+        assert not host.trainer.global_step
+
+
 def test_schedules_step_per_update(tmp_path: Path) -> None:
     def decay(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
@@ -192,7 +216,6 @@ def test_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"init_from": "nowhere.ckpt"}, "init_from='nowhere.ckpt': no such checkpoint"),
         ({"init_weights": "mean"}, "init_weights must be 'ema' or 'raw', got 'mean'"),
     ],
 )

@@ -17,7 +17,7 @@ from typing import Literal
 import zoo
 from zoo._lazy import table
 
-Kind = Literal["models", "data", "callbacks", "networks", "parts"]
+Kind = Literal["models", "data", "callbacks", "networks", "pieces", "parts"]
 
 # A class is of the first kind that one of its bases, near or far, is the root of.
 _ROOTS: dict[str, Kind] = {
@@ -27,6 +27,7 @@ _ROOTS: dict[str, Kind] = {
     "Metric": "parts",
     "Module": "networks",
 }
+_SHARED = ("base", "callbacks", "datamodules", "io", "metrics", "rng")  # what stands beside the rooms
 
 
 @dataclass(frozen=True)
@@ -118,16 +119,21 @@ def _bases(module: str, node: ast.ClassDef) -> list[str]:
     """Names of all classes that a class descends from, followed through the zoo's own modules."""
     found: list[str] = []
     for base in node.bases:
-        text = ast.unparse(base).split("[")[0]
-        head, _, tail = text.partition(".")
-        path = _imports(module).get(head, f"{module}.{head}") + (f".{tail}" if tail else "")
-        owner, _, name = path.rpartition(".")
-        if owner in packages():  # named through a package's table
-            owner = public_names()[owner].get(name, owner)
+        owner, name = _owner(module, base)
         found.append(name)
         if owner.split(".")[0] == "zoo" and isinstance(parent := _definition(owner, name), ast.ClassDef):
             found += _bases(owner, parent)
     return found
+
+
+def _owner(module: str, base: ast.expr) -> tuple[str, str]:
+    """The module that defines a base class named in ``module``, and the class's name there."""
+    head, _, tail = ast.unparse(base).split("[")[0].partition(".")
+    path = _imports(module).get(head, f"{module}.{head}") + (f".{tail}" if tail else "")
+    owner, _, name = path.rpartition(".")
+    if owner in packages():  # named through a package's table
+        owner = public_names()[owner].get(name, owner)
+    return owner, name
 
 
 def _component(name: str, path: str, module: str) -> Component:
@@ -144,7 +150,17 @@ def _component(name: str, path: str, module: str) -> Component:
             "callbacks"  # of a Lightning callback, EMAWeightAveraging say, whose own bases are not followed
         )
     init = _initializer(module, node)
-    return Component(name, path, module, kind, doc, _arguments(*init, doc) if init else ())
+    arguments = _arguments(*init, doc) if init else ()
+    if (kind in ("networks", "parts") and ".networks." not in module) and path.split(".")[1] not in _SHARED:
+        kind = "pieces" if _is_piece(bases, arguments) else "parts"
+    return Component(name, path, module, kind, doc, arguments)
+
+
+def _is_piece(bases: list[str], arguments: tuple[Argument, ...]) -> bool:
+    """Whether a config can build a class of a room: one of plain values and of other such classes."""
+    if {"NamedTuple", "Protocol", "ABC"} & set(bases[:1]):
+        return False
+    return not any(re.search(r"\b(Any|Tensor|Callable)\b", argument.type) for argument in arguments)
 
 
 def _initializer(module: str, node: ast.ClassDef) -> tuple[str, ast.FunctionDef] | None:
@@ -153,8 +169,7 @@ def _initializer(module: str, node: ast.ClassDef) -> tuple[str, ast.FunctionDef]
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             return module, item
     for base in node.bases:
-        path = _imports(module).get(ast.unparse(base), f"{module}.{ast.unparse(base)}")
-        owner, _, name = path.rpartition(".")
+        owner, name = _owner(module, base)
         if owner.split(".")[0] == "zoo" and isinstance(parent := _definition(owner, name), ast.ClassDef):
             return _initializer(owner, parent)
     return None

@@ -14,12 +14,15 @@ _TITLES = {
     "data": "Data (data: ...)",
     "callbacks": "Callbacks (trainer: callbacks+: ...)",
     "networks": "Networks (given to models by class_path)",
+    "pieces": "Pieces (given to models by class_path)",
     "configs": "Configs (zoo fit --config NAME)",
 }
 
 
-def list_names(what: Literal["models", "data", "callbacks", "networks", "configs"] | None = None) -> None:
-    """Lists models, data, callbacks, networks and configs, one line each.
+def list_names(
+    what: Literal["models", "data", "callbacks", "networks", "pieces", "configs"] | None = None,
+) -> None:
+    """Lists models, data, callbacks, networks, their pieces and configs, one line each.
 
     Args:
         what: List only these.

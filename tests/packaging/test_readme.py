@@ -35,8 +35,8 @@ def test_examples_run(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_configs_named_exist(root: Path) -> None:
-    [line] = re.findall(r"^Configs: (.*)$", README, flags=re.M)
-    named = set(re.findall(r"`([\w/]+)`", line))
+    [paragraph] = re.findall(r"^Configs: (.*?)\n\n", README, flags=re.M | re.S)
+    named = set(re.findall(r"`([\w/]+)`", paragraph))
     configs = root / "configs"
     assert named == {str(path.relative_to(configs).with_suffix("")) for path in configs.rglob("*.yaml")}
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from zoo.flow.cmt_module import CMT as CMT
     from zoo.flow.consistency import sample_consistency as sample_consistency
     from zoo.flow.consistency_module import ConsistencyModel as ConsistencyModel
-    from zoo.flow.consistency_module import ContinuousConsistency as ContinuousConsistency
-    from zoo.flow.consistency_module import DiscreteConsistency as DiscreteConsistency
+    from zoo.flow.consistency_objectives import ContinuousConsistency as ContinuousConsistency
+    from zoo.flow.consistency_objectives import DiscreteConsistency as DiscreteConsistency
     from zoo.flow.consistency_times import GridLevels as GridLevels
     from zoo.flow.consistency_times import RatioLevels as RatioLevels
     from zoo.flow.diffusion_module import Diffusion as Diffusion

@@ -1,0 +1,139 @@
+"""What an update of every stage costs beside one of flow matching, and mid-training beside its two halves.
+
+The modules' own losses run, noise, labels and levels included; only the Trainer is left out. The same
+network, 128 items or pairs in each.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from zoo.flow import (
+    CMT,
+    ConsistencyModel,
+    ContinuousConsistency,
+    Diffusion,
+    DiT,
+    EDMPreconditioning,
+    FlowModel,
+    MeanFlow,
+    Teacher,
+    VelocityPrediction,
+)
+
+BATCH, TRAJECTORIES, STEPS, REPEATS, UPDATES = 128, 16, 16, 7, 3
+
+
+def network(two_times: bool) -> DiT:
+    torch.manual_seed(0)
+    return DiT(8, 1, 2, width=128, depth=4, heads=4, num_classes=10, two_times=two_times)
+
+
+def teacher() -> Teacher:
+    return Teacher.of(FlowModel(network(False), EDMPreconditioning(0.75)), steps=STEPS)
+
+
+def update(module: Any, items: int = BATCH) -> Callable[[], None]:
+    """One update of a module without a Trainer."""
+    object.__setattr__(module, "_trainer", SimpleNamespace(global_step=1, world_size=1, global_rank=0))
+    module.log = lambda *args, **kwargs: None
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-4)
+    batch = {
+        "x": torch.randn(items, 1, 8, 8),
+        "label": torch.arange(items) % 10,
+        "index": torch.arange(items),
+    }
+    count = [0]
+
+    def step() -> None:
+        count[0] += 1
+        optimizer.zero_grad()
+        module._loss(batch, 0, "train", count[0]).backward()
+        optimizer.step()
+
+    return step
+
+
+def teacher_calls() -> Callable[[], None]:
+    """The network evaluations of mid-training's trajectories, and nothing else."""
+    net = network(False).eval().requires_grad_(False)
+    z, label = torch.randn(TRAJECTORIES, 1, 8, 8), torch.arange(TRAJECTORIES) % 10
+    t = torch.ones(TRAJECTORIES)
+
+    def calls() -> None:
+        with torch.no_grad():
+            for _ in range(STEPS):
+                net(z, t, None, label)
+
+    return calls
+
+
+def student_step() -> Callable[[], None]:
+    """A plain regression step of the mean-flow student."""
+    net = network(True)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
+    z, label, t = torch.randn(BATCH, 1, 8, 8), torch.arange(BATCH) % 10, torch.rand(BATCH)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        net(z, t, t / 2, label).square().mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def arms() -> dict[str, Callable[[], None]]:
+    pairs = BATCH // TRAJECTORIES
+    edm = EDMPreconditioning(0.75)
+    return {
+        "flow matching": update(Diffusion(network(False), VelocityPrediction(), seed=0)),
+        "diffusion (EDM)": update(Diffusion(network(False), edm, seed=0)),
+        "CMT, mean flow": update(CMT(network(True), teacher(), edm, pairs, seed=0), TRAJECTORIES),
+        "CMT, consistency": update(CMT(network(False), teacher(), edm, pairs, seed=0), TRAJECTORIES),
+        "mean flow": update(MeanFlow(network(True), seed=0)),
+        "mean flow, distilled": update(
+            MeanFlow(network(True), preconditioning=edm, teacher=teacher(), seed=0)
+        ),
+        "ECT": update(ConsistencyModel(network(False), edm, seed=0)),
+        "ECD": update(ConsistencyModel(network(False), edm, teacher=teacher(), seed=0)),
+        "sCT": update(ConsistencyModel(network(False), edm, ContinuousConsistency(), seed=0)),
+        "teacher's calls": teacher_calls(),
+        "student's step": student_step(),
+    }
+
+
+def measure() -> dict[str, list[float]]:
+    """Seconds of each, on two threads, one per repeat."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        steps = arms()
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for repeat in range(REPEATS + 1):
+            for name, step in steps.items():  # interleaved, so that a busy moment of the machine hits all
+                start = time.perf_counter()
+                for _ in range(UPDATES):
+                    step()
+                if repeat:  # the first one warms up
+                    seconds[name].append((time.perf_counter() - start) / UPDATES)
+    finally:
+        torch.set_num_threads(threads)
+    return seconds
+
+
+@pytest.mark.bench
+def test_every_stage_against_flow_matching() -> None:
+    seconds = measure()
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, median in medians.items():
+        print(f"{name:20} {1000 * median:7.1f} ms  {median / medians['flow matching']:.2f}")
+    halves = [a + b for a, b in zip(seconds["teacher's calls"], seconds["student's step"], strict=True)]
+    for kind in ("CMT, mean flow", "CMT, consistency"):
+        ratios = [whole / half for whole, half in zip(seconds[kind], halves, strict=True)]
+        print(f"{kind}: {statistics.median(ratios):.3f} of the teacher's calls and a student's step")
+        assert statistics.median(ratios) <= 1.05

@@ -33,3 +33,14 @@ def resume_on_rank(folder: str) -> tuple[dict[str, Any], dict[str, Any], list[An
     resumed = fit(path)
     states = torch.load(path, weights_only=True)["callbacks"]["ExactResume"]["ranks"]
     return whole.state_dict(), resumed.state_dict(), states
+
+
+def frechet_on_rank(real: torch.Tensor, made: torch.Tensor) -> float:
+    """A Frechet distance of which each of two processes takes in every second item."""
+    from zoo.metrics import FrechetDistance
+
+    rank = torch.distributed.get_rank()
+    metric = FrechetDistance()
+    metric.update(real[rank::2], real=True)
+    metric.update(made[rank::2], real=False)
+    return float(metric.compute())

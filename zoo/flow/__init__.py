@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zoo.flow.consistency_times import RatioLevels as RatioLevels
     from zoo.flow.diffusion_module import Diffusion as Diffusion
     from zoo.flow.distances import PseudoHuber as PseudoHuber
+    from zoo.flow.distances import RandomFeatureDistance as RandomFeatureDistance
     from zoo.flow.distances import SquaredDistance as SquaredDistance
     from zoo.flow.grids import EvenGrid as EvenGrid
     from zoo.flow.grids import KarrasGrid as KarrasGrid

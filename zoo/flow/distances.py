@@ -1,7 +1,7 @@
 """Distances d(a, b) of two items, for consistency losses: from (B, ...) twice to (B,).
 
-A module takes any of these, or a perceptual one of `zoo.metrics` (LPIPS from local weights, random features);
-they are frozen and belong to no checkpoint.
+A module takes any of these, or any other module from two (B, ...) to (B,); it is frozen and belongs to no
+checkpoint.
 """
 
 import math
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.flow.mean_flow import squared_error
+from zoo.metrics.features import RandomFeatures
 
 
 class SquaredDistance(nn.Module):
@@ -22,6 +23,38 @@ class SquaredDistance(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Distances (B,) of ``a`` and ``b`` (B, ...)."""
         return squared_error(a, b, "mean")
+
+
+class RandomFeatureDistance(nn.Module):
+    """A perceptual distance without trained weights: features of a fixed random network, scale by scale.
+
+    As in LPIPS (Zhang et al. 2018, arXiv 1801.03924) the features of each position are scaled to unit length
+    and their squared differences averaged over positions; the filters are random and all channels weigh
+    alike. It stands in for LPIPS where no weights are at hand, and is not LPIPS.
+
+    Args:
+        channels: Channels of the images.
+        width: Channels of the first scale.
+        scales: Number of scales.
+        seed: Seed of the filters.
+        pixels: Weight of the squared pixel difference, which keeps the brightness.
+    """
+
+    def __init__(
+        self, channels: int = 3, width: int = 32, scales: int = 3, seed: int = 0, pixels: float = 1.0
+    ) -> None:
+        super().__init__()
+        if pixels < 0:
+            raise ValueError(f"pixels must be at least 0, got {pixels}")
+        self.features = RandomFeatures(channels, width, scales, seed)
+        self.pixels = pixels
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Distances (B,) of ``a`` and ``b`` (B, channels, S, S)."""
+        total = self.pixels * squared_error(a, b, "mean")
+        for one, other in zip(self.features.maps(a), self.features.maps(b), strict=True):
+            total = total + (one - other).square().sum(1).flatten(1).mean(1)
+        return total
 
 
 class PseudoHuber(nn.Module):

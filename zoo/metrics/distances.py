@@ -32,14 +32,26 @@ def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
     >>> round(frechet_distance(x, 3 * x).item(), 6)  # 2^2 + (3 sqrt 2 - sqrt 2)^2
     12.0
     """
-    _check_sets(x, y)
+    check_sets(x, y)
     x, y = x.double(), y.double()
-    covariance_x, covariance_y = _covariance(x), _covariance(y)
+    return frechet_of_moments(x.mean(0), _covariance(x), y.mean(0), _covariance(y))
+
+
+def frechet_of_moments(mean_x: Tensor, covariance_x: Tensor, mean_y: Tensor, covariance_y: Tensor) -> Tensor:
+    """`frechet_distance` from means (D,) and covariances (D, D), as references hold them.
+
+    >>> one = torch.eye(2, dtype=torch.float64)
+    >>> round(frechet_of_moments(one[0], one, one[1], 4 * one).item(), 6)  # 2 + 2 (1 - 2)^2
+    4.0
+    """
+    mean_x, covariance_x, mean_y, covariance_y = (
+        moment.double() for moment in (mean_x, covariance_x, mean_y, covariance_y)
+    )
     values, vectors = torch.linalg.eigh(covariance_x)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     product = torch.linalg.eigvalsh(root @ covariance_y @ root)
     cross = product.clamp(min=0).sqrt().sum()
-    shift = (x.mean(0) - y.mean(0)).square().sum()
+    shift = (mean_x - mean_y).square().sum()
     return (shift + covariance_x.trace() + covariance_y.trace() - 2 * cross).clamp(min=0)
 
 
@@ -91,7 +103,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: int = 256, p: float = 2
     >>> round(sliced_wasserstein(x, x + 1, directions=20000).item(), 2)  # |shift| / sqrt(D) = 1
     1.0
     """
-    _check_sets(x, y)
+    check_sets(x, y)
     generator = torch.Generator().manual_seed(seed)
     lines = torch.randn(x.shape[1], directions, generator=generator, dtype=torch.float64)
     lines = (lines / lines.norm(dim=0)).to(x.device)
@@ -104,7 +116,7 @@ def _covariance(x: Tensor) -> Tensor:
     return centered.T @ centered / (len(x) - 1)
 
 
-def _check_sets(x: Tensor, y: Tensor) -> None:
+def check_sets(x: Tensor, y: Tensor) -> None:
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise ValueError(
             f"need two sets (N, D) and (M, D) of two vectors at least, got {tuple(x.shape)} "

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zoo.callbacks.loss_curve import LossCurve as LossCurve
     from zoo.callbacks.sample_grid import SampleGrid as SampleGrid
     from zoo.callbacks.sample_report import SampleReport as SampleReport
+    from zoo.callbacks.sample_writer import SampleWriter as SampleWriter
     from zoo.callbacks.update_bar import UpdateBar as UpdateBar
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

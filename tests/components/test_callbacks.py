@@ -3,7 +3,7 @@
 import pytest
 from callback_tester import CallbackCase, CallbackTester
 
-from zoo.callbacks import ExactResume, LossCurve, SampleGrid, SampleReport, UpdateBar
+from zoo.callbacks import ExactResume, LossCurve, SampleGrid, SampleReport, SampleWriter, UpdateBar
 
 CASES = {
     "ExactResume": CallbackCase(
@@ -15,6 +15,7 @@ CASES = {
     ),
     "LossCurve": CallbackCase(active=LossCurve, inactive=LossCurve),
     "SampleReport": CallbackCase(active=SampleReport, inactive=SampleReport),
+    "SampleWriter": CallbackCase(active=SampleWriter, inactive=SampleWriter),
     "UpdateBar": CallbackCase(
         active=lambda: UpdateBar(1e-6), inactive=lambda: UpdateBar(1e9), single="multiple progress bar"
     ),

@@ -44,3 +44,25 @@ def frechet_on_rank(real: torch.Tensor, made: torch.Tensor) -> float:
     metric.update(real[rank::2], real=True)
     metric.update(made[rank::2], real=False)
     return float(metric.compute())
+
+
+class _Numbered(LightningModule):
+    """Predicts the numbers of its items."""
+
+    def predict_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> dict[str, torch.Tensor]:
+        index = batch["index"]
+        return {"samples": index[:, None].float(), "label": index % 3, "index": index}
+
+
+def predict_on_rank(folder: str) -> None:
+    """A two-process prediction of eleven items, written by SampleWriter."""
+    from torch.utils.data import DataLoader
+
+    from zoo.callbacks import SampleWriter
+
+    items: Any = [{"index": torch.tensor(k)} for k in range(11)]
+    trainer = Trainer(
+        accelerator="cpu", strategy="ddp", devices=2, default_root_dir=folder, logger=False,
+        enable_progress_bar=False, callbacks=[SampleWriter()],
+    )  # fmt: skip
+    trainer.predict(_Numbered(), DataLoader(items, batch_size=2), return_predictions=False)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zoo.metrics.intervals import share_interval as share_interval
     from zoo.metrics.kernels import energy_distance as energy_distance
     from zoo.metrics.kernels import mmd as mmd
+    from zoo.metrics.lpips import LPIPS as LPIPS
     from zoo.metrics.neighbors import coverage as coverage
     from zoo.metrics.neighbors import memorization as memorization
     from zoo.metrics.sample_quality import SampleQuality as SampleQuality

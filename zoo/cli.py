@@ -35,6 +35,9 @@ VERBS = {
     "list": Verb("zoo._cli.verbs:list_names", "name the models, data, callbacks, networks and configs"),
     "show": Verb("zoo._cli.verbs:show", "explain a component, or print a config: zoo show MeanFlow"),
     "cp": Verb("zoo._cli.verbs:copy", "copy a bundled config, to be edited: zoo cp quickstart"),
+    "convert": Verb(
+        "zoo.flow.commands:convert", "published weights as safetensors: zoo convert X.pkl Y.safetensors"
+    ),
 }
 
 HELP = f"""usage: zoo VERB [arguments]
@@ -97,5 +100,8 @@ def call(name: str, args: list[str], words: list[str], trusted: list[str]) -> in
 
     with import_policy(trusted):
         jsonargparse.set_parsing_settings(parse_optionals_as_positionals=True)
-        jsonargparse.auto_cli(target, args=args, prog=f"zoo {name}", parser_class=OneLineParser)
+        try:
+            jsonargparse.auto_cli(target, args=args, prog=f"zoo {name}", parser_class=OneLineParser)
+        except (ValueError, OSError) as error:  # what a room's verb says of bad input
+            raise CommandError(str(error)) from error
     return 0

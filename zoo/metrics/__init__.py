@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from zoo.metrics.distances import wasserstein_1d as wasserstein_1d
     from zoo.metrics.features import RandomFeatures as RandomFeatures
     from zoo.metrics.frechet import FrechetDistance as FrechetDistance
+    from zoo.metrics.inception import InceptionFeatures as InceptionFeatures
+    from zoo.metrics.inception import fid as fid
     from zoo.metrics.intervals import Interval as Interval
     from zoo.metrics.intervals import mean_interval as mean_interval
     from zoo.metrics.intervals import share_interval as share_interval

@@ -98,9 +98,9 @@ class FinalLayer(nn.Module):
 class DiT(FlowNetwork):
     """Diffusion transformer u(z, t, h, label) for square images or latents.
 
-    The published sizes (B/2 means width 768, patch 2; 32 x 32 x 4 latents, 1000 classes): S is (384, 12, 6), B
-    (768, 12, 12), L (1024, 24, 16) and XL (1152, 28, 16) in (width, depth, heads). SiT is the same network with
-    ``two_times: false``; its second half of outputs, a learned variance, is left out here.
+    The published sizes (B/2 means width 768, patch 2; 32 x 32 x 4 latents, 1000 classes): S is (384, 12, 6),
+    B (768, 12, 12), L (1024, 24, 16) and XL (1152, 28, 16) in (width, depth, heads). SiT is the same network
+    with ``two_times: false``; its second half of outputs, a learned variance, is left out here.
 
     Args:
         input_size: Side of the image or latent, in pixels.

@@ -226,3 +226,29 @@ class TestStages:
 def test_clocks_are_checked_when_a_module_is_built(make: Any, two_times: bool, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(build("MLP", two_times))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*have no `val_dataloader`.*")
+def test_from_a_converted_checkpoint(tmp_path: Path) -> None:
+    """A published EDM network teaches a mean-flow student that starts as that network, on the linear path."""
+    from checkpoints import UNETS, preconditioned, wake, write_pickle
+
+    from zoo.flow.convert.convert import convert_checkpoint
+
+    source = wake(UNETS["ddpm++"](num_classes=None, augment_dim=0))
+    write_pickle(tmp_path / "edm.pkl", {"ema": preconditioned(source)})
+    convert_checkpoint(tmp_path / "edm.pkl", tmp_path / "edm.safetensors")
+    teacher = Teacher(str(tmp_path / "edm.safetensors"), steps=2)
+    reading = EDMPreconditioning(0.5)
+    student = wake(UNETS["ddpm++"](num_classes=None, augment_dim=0, two_times=True), 7)
+    module = CMT(student, teacher, reading, 1, init_from=str(tmp_path / "edm.safetensors"), seed=0)
+    rows = DataLoader([{"index": torch.arange(2)}], batch_size=None)  # type: ignore[arg-type]
+    Trainer(max_steps=1, **QUIET).fit(frozen(module), rows)
+    z, t, h, _ = inputs(source, torch.float32)
+    expected = FlowModel(source.eval(), reading, LinearPath()).velocity(z, t)
+    module.eval()
+    torch.testing.assert_close(module.model(z, t, h), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(teacher.velocity(LinearPath(), z, t), expected, rtol=1e-5, atol=1e-5)
+    wrong = CMT(student, teacher, init_from=str(tmp_path / "edm.safetensors"))
+    with pytest.raises(ValueError, match=r"EDMPreconditioning.*sigma_data=0.5.*reads"):
+        Trainer(max_steps=1, **QUIET).fit(frozen(wrong), rows)

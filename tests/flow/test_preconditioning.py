@@ -1,6 +1,7 @@
 """Preconditionings against the equations of their papers, and against each other across the bridges."""
 
 import math
+from pathlib import Path as FilePath
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from zoo.flow import (
 )
 from zoo.flow.paths import Path, expand
 from zoo.flow.preconditioning import Preconditioning
+from zoo.flow.stored import Stored
 
 PATHS = [LinearPath(), VarianceExplodingPath(), TrigonometricPath(0.5), TrigonometricPath(1.3)]
 READINGS = [EDMPreconditioning(0.5), EDMPreconditioning(0.75), VelocityPrediction(), DataPrediction()]
@@ -100,9 +102,8 @@ class TestEveryReadingOnEveryPath:
         torch.testing.assert_close(model.velocity(z, t), model.velocity(z, t.expand(len(z))))
 
     def test_described_and_rebuilt(self, reading: Preconditioning, path: Path) -> None:
-        from zoo.flow.teacher import _described
-
-        assert _described(reading.describe()).describe() == reading.describe()
+        stored = Stored(FilePath("run.ckpt"), {}, reading.describe(), None)
+        assert stored.reading().describe() == reading.describe()
 
 
 @pytest.mark.parametrize("reading", READINGS[:3], ids=repr)

@@ -15,13 +15,13 @@ from zoo import rng
 from zoo.base import WeightReport, ZooModule
 from zoo.flow.consistency import sample_consistency
 from zoo.flow.grids import LogGrid
-from zoo.flow.handover import check_preconditioning, hand_over, network_state
+from zoo.flow.handover import check_preconditioning, hand_over
 from zoo.flow.model import FlowModel
 from zoo.flow.paths import Path
 from zoo.flow.preconditioning import Preconditioning
+from zoo.flow.stored import read_stored
 from zoo.flow.tangent import evaluating
 from zoo.flow.teacher import Teacher
-from zoo.io import load_checkpoint
 
 
 class FlowModule(ZooModule):
@@ -128,11 +128,10 @@ class FlowModule(ZooModule):
         Raises:
             ValueError: its weights do not fit, or its output means another thing.
         """
-        checkpoint = load_checkpoint(path)
-        saved = checkpoint.get("flow", {}).get("preconditioning")
         try:
-            check_preconditioning(self.preconditioning, saved, str(path))
-            state = network_state(checkpoint, self.init_weights)
+            stored = read_stored(path, self.init_weights)
+            check_preconditioning(self.preconditioning, stored.preconditioning, str(path))
+            state = stored.state
             hand_over(self.network, state)
         except ValueError as error:
             raise ValueError(f"init_from={self.init_from!r}: {error}") from error

@@ -96,32 +96,6 @@ def check_preconditioning(own: Preconditioning, saved: Mapping[str, Any] | None,
         )
 
 
-def network_state(checkpoint: Mapping[str, Any], weights: str) -> dict[str, Tensor]:
-    """The tensors of the ``network`` of a Lightning checkpoint, under the network's own names.
-
-    Args:
-        checkpoint: Its contents.
-        weights: "ema" for the average where the run kept one, "raw" for what the optimizer updated.
-
-    Raises:
-        ValueError: there are none, or ``weights`` is neither name.
-    """
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
-    # Lightning's WeightAveraging puts the average under `state_dict` and the raw weights beside it.
-    source = checkpoint["state_dict"]
-    if weights == "raw":
-        source = checkpoint.get("current_model_state", source)
-    prefix = "network."
-    state = {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}
-    if not state:
-        raise ValueError(
-            "the checkpoint holds no tensor named 'network...': it is not of a module of zoo.flow "
-            f"(its tensors begin with {next(iter(source), 'nothing')!r})"
-        )
-    return state
-
-
 def _has_second_clock(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
     """Whether ``state`` has all the names of the network with two clocks, with its shapes or others."""
     own = network.state_dict()

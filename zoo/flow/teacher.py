@@ -6,7 +6,6 @@ is never copied (an average of the student's weights shares it), and stays out o
 """
 
 import math
-from pathlib import Path as FilePath
 from typing import Any, Literal, Self
 
 import torch
@@ -14,19 +13,21 @@ from torch import Tensor, nn
 
 from zoo.flow.grids import Grid, check_steps, default_grid
 from zoo.flow.guidance import Guided, check_guidance
-from zoo.flow.handover import check_preconditioning, network_state
+from zoo.flow.handover import check_preconditioning
 from zoo.flow.model import FlowModel
 from zoo.flow.paths import Path, bridge, expand
-from zoo.flow.preconditioning import Preconditioning, VelocityPrediction
+from zoo.flow.preconditioning import Preconditioning
 from zoo.flow.solvers import MeanFlowSteps, Solver, Trajectory, default_solver, solve
-from zoo.io import find_checkpoint, load_checkpoint
+from zoo.flow.stored import read_stored
+from zoo.io import find_checkpoint
 
 
 class Teacher(nn.Module):
     """Solves the probability-flow ODE of a trained network: the teacher of CMT, CD, ECD, sCD and MFD.
 
     Args:
-        checkpoint: Checkpoint of a module of zoo.flow, or a folder of runs, whose newest is taken.
+        checkpoint: Checkpoint of a module of zoo.flow; or a folder of runs, whose newest is taken; or a
+            .safetensors file that ``zoo convert`` made of a published checkpoint.
         weights: The averaged weights of it ("ema") or what the optimizer updated ("raw").
         network: The network of the checkpoint; needed where it was not trained by the command line, which
             keeps the network's arguments in the checkpoint.
@@ -109,18 +110,13 @@ class Teacher(nn.Module):
             file = find_checkpoint(self.checkpoint)
         except FileNotFoundError as error:
             raise ValueError(f"teacher checkpoint={self.checkpoint!r}: {error}") from error
-        contents = load_checkpoint(file)
-        saved = contents.get("flow", {})
-        arguments = contents.get("hyper_parameters", {})
-        network = self.network if self.network is not None else _from_config(arguments.get("network"), file)
-        reading = self.preconditioning
-        if reading is None:
-            given = saved.get("preconditioning")
-            reading = VelocityPrediction() if given is None else _described(given)
-        check_preconditioning(reading, saved.get("preconditioning"), str(file))
+        stored = read_stored(file, self.weights)
+        network = stored.build() if self.network is None else self.network
+        reading = stored.reading() if self.preconditioning is None else self.preconditioning
+        check_preconditioning(reading, stored.preconditioning, str(file))
         try:
-            network.load_state_dict(network_state(contents, self.weights))
-        except (RuntimeError, ValueError) as error:
+            network.load_state_dict(stored.state)
+        except RuntimeError as error:
             raise ValueError(f"teacher checkpoint {file}: {error}") from error
         self.network = network
         self._set_field(FlowModel(network, reading, self.path))
@@ -290,36 +286,3 @@ class _Counted:
     def mean_velocity(self, z: Tensor, t: Tensor, h: Tensor, label: Tensor | None = None) -> Tensor:
         self._count(t)
         return self.field.mean_velocity(z, t, h, label)
-
-
-def _from_config(config: Any, file: FilePath) -> nn.Module:
-    """Builds the network that a checkpoint names; only networks of the zoo are built from a file's word."""
-    import zoo.flow.networks as networks
-
-    if not isinstance(config, dict) or "class_path" not in config:
-        raise ValueError(
-            f"{file} does not say what network it holds (it was not trained by the command line): give "
-            "network to the teacher"
-        )
-    module, _, name = str(config["class_path"]).rpartition(".")
-    if not (module + ".").startswith("zoo.flow.") or name not in networks.__all__:
-        raise ValueError(
-            f"{file} holds a {config['class_path']}, which is no network of the zoo: give network "
-            "to the teacher"
-        )
-    return getattr(networks, name)(**config.get("init_args", {}))
-
-
-def _described(saved: dict[str, Any]) -> Preconditioning:
-    """The preconditioning whose `describe` is ``saved``."""
-    from zoo.flow import preconditioning as module
-
-    known = {
-        cls.__name__: cls for cls in Preconditioning.__subclasses__() if cls.__module__ == module.__name__
-    }
-    name = saved["class"]
-    if name not in known:
-        raise ValueError(
-            f"the checkpoint was trained with the preconditioning {name}: give it to the teacher"
-        )
-    return known[name](**{key: value for key, value in saved.items() if key != "class"})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from zoo._lazy import attach
 
 if TYPE_CHECKING:
+    from zoo.datamodules.class_labels import ClassLabels as ClassLabels
     from zoo.datamodules.digits import Digits as Digits
     from zoo.datamodules.eight_gaussians import EightGaussians as EightGaussians
 

@@ -5,14 +5,15 @@ from typing import Any
 import torch
 
 from zoo.base import ZooDataModule
-from zoo.datamodules._loader import Loader
+from zoo.datamodules._loader import Loader, Transform
 
 
 class SplitDataModule(ZooDataModule):
     """A datamodule over map-style datasets, with loaders that a resumed run continues (`Loader`).
 
-    A subclass fills ``train_set``, ``val_set`` and ``test_set`` in `setup`. Without a Trainer the loaders are
-    those of one process.
+    A subclass fills ``train_set``, ``val_set`` and ``test_set`` in `setup`; where one of the latter two stays
+    None, there is no validation, and a test is refused. Without a Trainer the loaders are those of one
+    process.
 
     Args:
         batch_size: Items per batch and process.
@@ -20,9 +21,9 @@ class SplitDataModule(ZooDataModule):
         seed: Seed of the training order. None takes the run's, or 0 without one.
     """
 
-    train_set: Any
-    val_set: Any
-    test_set: Any
+    train_set: Any = None
+    val_set: Any = None
+    test_set: Any = None
 
     def __init__(self, batch_size: int, num_workers: int = 0, seed: int | None = None) -> None:
         super().__init__(seed)
@@ -37,9 +38,9 @@ class SplitDataModule(ZooDataModule):
         """Shuffled whole batches, without end over the epochs."""
         return self._loader(self.train_set, train=True)
 
-    def val_dataloader(self) -> Loader:
+    def val_dataloader(self) -> Loader | list[Any]:
         """Every validation item once, in order."""
-        return self._loader(self.val_set, train=False)
+        return [] if self.val_set is None else self._loader(self.val_set, train=False)
 
     def test_dataloader(self) -> Loader:
         """Every test item once, in order."""
@@ -53,7 +54,16 @@ class SplitDataModule(ZooDataModule):
         """The test items: their labels are what is asked of a generative model."""
         return self._loader(self.test_set, train=False)
 
+    def transform(self, train: bool) -> Transform | None:
+        """What is done to each batch where it is read (`Loader`), in training or elsewhere; nothing here."""
+        return None
+
     def _loader(self, dataset: Any, train: bool) -> Loader:
+        if dataset is None:
+            raise ValueError(
+                f"{type(self).__name__} was given no data to test on. To sample with `zoo predict` without "
+                "any, use the datamodule ClassLabels"
+            )
         trainer = self.trainer
         return Loader(
             dataset,
@@ -64,4 +74,5 @@ class SplitDataModule(ZooDataModule):
             world_size=trainer.world_size if trainer else 1,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            transform=self.transform(train),
         )

@@ -16,6 +16,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from zoo import rng
 
 Batch = dict[str, Any]
+Transform = Callable[
+    [Batch, int], Batch
+]  # a batch with its index, and the number of the pass, 0 in evaluation
 
 
 class Table(Dataset):
@@ -43,22 +46,24 @@ class Table(Dataset):
 
 
 class _Indexed(Dataset):
-    """A dataset whose batches carry the global indices of their items."""
+    """A dataset whose batches carry the global indices of their items; it is asked for (pass, indices)."""
 
-    def __init__(self, dataset: Any, collate: Callable[[Any], Any]) -> None:
-        self.dataset, self.collate = dataset, collate
+    def __init__(self, dataset: Any, collate: Callable[[Any], Any], transform: Transform | None) -> None:
+        self.dataset, self.collate, self.transform = dataset, collate, transform
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
+    def __getitems__(self, where: tuple[int, Sequence[int]]) -> Batch:
+        number, indices = where
         if isinstance(self.dataset, Table):
             batch = self.dataset.__getitems__(indices)
         else:
             batch = self.collate([self.dataset[i] for i in indices])
         if not isinstance(batch, dict):
             raise TypeError(f"items must be dicts of fields, got {type(batch).__name__} after collating")
-        return batch | {"index": torch.as_tensor(indices)}
+        batch |= {"index": torch.as_tensor(indices)}
+        return batch if self.transform is None else self.transform(batch, number)
 
 
 def _identity(batch: Any) -> Any:
@@ -81,10 +86,12 @@ class Loader:
         seed: Seed of the order.
         rank: This process.
         world_size: Number of processes.
-        num_workers: Worker processes that read ahead. Random augmentations in workers must draw from
-            `zoo.rng`, since the workers' own generators start anew on a resume.
+        num_workers: Worker processes that read ahead.
         pin_memory: Copy batches to pinned memory, for GPUs.
         collate: Makes a batch of a list of items; a `Table` needs none.
+        transform: From a batch and the number of the pass over the data to a batch, where it is made. Random
+            augmentations that draw by `zoo.rng` from (seed, that number, the batch's index) come back
+            exactly when a run is resumed. The number is 0 in evaluation.
 
     Raises:
         ValueError: the dataset has too few items for one batch on every rank.
@@ -101,6 +108,7 @@ class Loader:
         num_workers: int = 0,
         pin_memory: bool = False,
         collate: Callable[[Any], Any] = default_collate,
+        transform: Transform | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -116,7 +124,7 @@ class Loader:
         self.seed = seed
         self.rank, self.world_size = rank, world_size
         self.num_workers, self.pin_memory = num_workers, pin_memory
-        self.collate = collate
+        self.collate, self.transform = collate, transform
         self._position = 0  # batches given out so far, over all passes
 
     counts_over_epochs = True  # `ExactResume` restores such a loader at the end of an epoch, too
@@ -143,12 +151,12 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         # A generator body: it runs at the first next(), so a second iter() before that changes nothing.
         number, offset = divmod(self._position if self.train else 0, len(self))
-        order = self.batches(number)[offset:]
+        order = [(number, batch.tolist()) for batch in self.batches(number)[offset:]]
         if offset:  # an epoch that begins inside a pass (limit_train_batches) runs on into the next pass
-            order += self.batches(number + 1)[:offset]
+            order += [(number + 1, batch.tolist()) for batch in self.batches(number + 1)[:offset]]
         loader = DataLoader(
-            _Indexed(self.dataset, self.collate),
-            batch_sampler=[batch.tolist() for batch in order],
+            _Indexed(self.dataset, self.collate, self.transform),
+            batch_sampler=order,  # type: ignore[arg-type]
             collate_fn=_identity,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,

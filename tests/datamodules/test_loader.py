@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zoo import rng
 from zoo.datamodules._loader import Loader, Table
 
 
@@ -122,3 +123,40 @@ def test_bad_input() -> None:
         Table({"x": torch.zeros(3), "label": torch.zeros(4)})
     with pytest.raises(TypeError, match="items must be dicts"):
         next(iter(Loader(torch.arange(5), 2, train=False)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_transforms_depend_on_the_pass_and_the_item(workers: int) -> None:
+    """An augmentation drawn from (seed, pass, index) is the same for any batch size, and after a resume."""
+
+    def drawn(loader: Loader, count: int) -> dict[tuple[int, int], float]:
+        found: dict[tuple[int, int], float] = {}
+        while count:
+            for batch in loader:
+                keys = zip(batch["pass"].tolist(), batch["index"].tolist(), strict=True)
+                found |= dict(zip(keys, batch["noise"].tolist(), strict=True))
+                count -= 1
+                if not count:
+                    break
+        return found
+
+    def make(batch_size: int) -> Loader:
+        return Loader(table(12), batch_size, train=True, num_workers=workers, transform=noise)
+
+    whole, small = drawn(make(4), 9), drawn(make(2), 18)
+    assert len(whole) == 36 == len(set(whole.values())) and whole == small
+    cut, resumed = make(4), make(4)
+    first = drawn(cut, 4)
+    resumed.load_state_dict(cut.state_dict())
+    assert first | drawn(resumed, 5) == whole
+
+
+def noise(batch: dict[str, torch.Tensor], number: int) -> dict[str, torch.Tensor]:
+    draws = rng.uniform(0, number, batch["index"], (), "noise", torch.float64)
+    return batch | {"noise": draws, "pass": torch.full_like(batch["index"], number)}
+
+
+def test_evaluation_transforms_are_of_pass_zero() -> None:
+    loader = Loader(table(5), 2, train=False, transform=noise)
+    for _ in range(2):
+        assert all(batch["pass"].eq(0).all() for batch in loader)

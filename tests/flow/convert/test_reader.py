@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from zoo.flow.convert import read_checkpoint
 from zoo.flow.convert.machine import Global, Inert, read_pickle
-from zoo.flow.convert.tensors import StoredTensor
+from zoo.flow.convert.stored import StoredTensor
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),

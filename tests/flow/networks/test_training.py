@@ -35,9 +35,9 @@ def fit(module: LightningModule, **arguments: Any) -> dict[str, Tensor]:
     before = {name: value.clone() for name, value in module.state_dict().items()}
     quiet: dict[str, Any] = {
         "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
-        "enable_checkpointing": False, "max_steps": 3,
+        "enable_checkpointing": False, "max_steps": 3, "limit_val_batches": 0,
     }  # fmt: skip
-    Trainer(**quiet | arguments).fit(module, images())
+    Trainer(**quiet | arguments).fit(module, images(), images())
     after = module.state_dict()
     assert all(value.isfinite().all() for value in after.values())
     assert any(not value.equal(before[name]) for name, value in after.items())

@@ -49,11 +49,7 @@ class Inert:
         self.pairs: dict[Any, Any] = {}
 
 
-class _Mark:
-    """The machine's MARK."""
-
-
-MARK = _Mark()
+MARK = object()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _PUSH = frozenset(
     [

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zoo.flow.convert.machine import Global, Inert
-from zoo.flow.convert.tensors import StoredTensor
+from zoo.flow.convert.stored import StoredTensor
 
 _PERSISTENT = Global("torch_utils.persistence", "_reconstruct_persistent_obj")
 _LIMIT = 100_000  # tensors and modules; a file can name one module twice in each of many, and have 2^n paths

@@ -151,8 +151,9 @@ def _component(name: str, path: str, module: str) -> Component:
         )
     init = _initializer(module, node)
     arguments = _arguments(*init, doc) if init else ()
-    if (kind in ("networks", "parts") and ".networks." not in module) and path.split(".")[1] not in _SHARED:
-        kind = "pieces" if _is_piece(bases, arguments) else "parts"
+    if kind in ("networks", "parts") and ".networks." not in module:
+        of_models = kind == "networks" or path.split(".")[1] not in _SHARED
+        kind = "pieces" if of_models and _is_piece(bases, arguments) else "parts"
     return Component(name, path, module, kind, doc, arguments)
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from zoo._lazy import attach
 
 if TYPE_CHECKING:
+    from zoo.datamodules.checkerboard import Checkerboard as Checkerboard
     from zoo.datamodules.class_labels import ClassLabels as ClassLabels
     from zoo.datamodules.digits import Digits as Digits
     from zoo.datamodules.eight_gaussians import EightGaussians as EightGaussians
+    from zoo.datamodules.mixture_1d import Mixture1D as Mixture1D
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -29,7 +29,7 @@ class ClassLabels(SplitDataModule):
     samples from 0. What a model of the zoo draws depends on its seed, the index and the label, and not on the
     batch size or the number of processes. 50,000 samples for FID:
 
-        zoo predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt --return_predictions false \
+        zoo predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/X.ckpt --return_predictions false \
             --data ClassLabels --data.count 50000 --data.num_classes 10
 
     Args:

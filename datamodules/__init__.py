@@ -11,6 +11,7 @@ from zoo._lazy import attach
 
 if TYPE_CHECKING:
     from zoo.datamodules.checkerboard import Checkerboard as Checkerboard
+    from zoo.datamodules.cifar10 import CIFAR10 as CIFAR10
     from zoo.datamodules.class_labels import ClassLabels as ClassLabels
     from zoo.datamodules.digits import Digits as Digits
     from zoo.datamodules.eight_gaussians import EightGaussians as EightGaussians

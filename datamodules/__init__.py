@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zoo.datamodules.digits import Digits as Digits
     from zoo.datamodules.eight_gaussians import EightGaussians as EightGaussians
     from zoo.datamodules.image_folder import ImageFolder as ImageFolder
+    from zoo.datamodules.latents import Latents as Latents
     from zoo.datamodules.mixture_1d import Mixture1D as Mixture1D
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -25,10 +25,10 @@ class Table(Dataset):
     """Items held in memory, one row of each column; a batch is one indexing operation per column.
 
     Args:
-        columns: Names to tensors (N, ...).
+        columns: Names to tensors (N, ...), or to what like them has a length and gives the rows of an index.
     """
 
-    def __init__(self, columns: Mapping[str, Tensor]) -> None:
+    def __init__(self, columns: Mapping[str, Any]) -> None:
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"columns must have one length, got {lengths}")

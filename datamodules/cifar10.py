@@ -37,7 +37,7 @@ class CIFAR10(SplitDataModule):
         seed: Seed of the training order and the flips. None takes the run's, or 0 without one.
 
     Raises:
-        ValueError: ``root`` has no such folder; when set up: a file is missing or damaged.
+        ValueError: ``root`` has no such folder, or a file is missing; when set up: a file is damaged.
     """
 
     num_classes = 10
@@ -59,7 +59,7 @@ class CIFAR10(SplitDataModule):
         """Reads all files.
 
         Raises:
-            ValueError: a file is missing or damaged; the message names it.
+            ValueError: a file is damaged; the message names it.
         """
         train, test = next(files for files in _FILES.values() if (self.folder / files[1][0]).is_file())
         self.train_set = _table([self.folder / name for name in train])
@@ -75,8 +75,14 @@ def _find(root: str) -> Path:
     """The folder that holds the files of either form."""
     place = Path(root).expanduser()
     for folder in (place, *(place / name for name in _FILES)):
-        if any((folder / test[0]).is_file() for _, test in _FILES.values()):
-            return folder
+        for train, test in _FILES.values():
+            if (folder / test[0]).is_file():
+                for name in train:
+                    if not (folder / name).is_file():
+                        raise ValueError(
+                            f"root={root!r} is not whole: {folder / name} is missing. Unpack it again"
+                        )
+                return folder
     raise ValueError(
         f"root={root!r} holds no CIFAR-10: expected test_batch or test_batch.bin in it, or in a folder "
         f"{' or '.join(_FILES)} below it. Unpack cifar-10-python.tar.gz or cifar-10-binary.tar.gz there"
@@ -94,10 +100,8 @@ def read_batch(path: Path) -> tuple[Tensor, Tensor]:
     """The images (N, 3, 32, 32) uint8 and labels (N,) int64 of one file, a pickle unless it ends in .bin.
 
     Raises:
-        ValueError: the file is missing, damaged, or no file of CIFAR-10.
+        ValueError: the file is damaged, or no file of CIFAR-10.
     """
-    if not path.is_file():
-        raise ValueError(f"CIFAR-10 is not whole: {path} is missing. Unpack its archive again")
     try:
         x, label = _binary(path.read_bytes()) if path.suffix == ".bin" else _pickled(path)
         if not len(label) or label.min() < 0 or label.max() > 9:

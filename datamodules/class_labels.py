@@ -70,7 +70,8 @@ class ClassLabels(SplitDataModule):
             ValueError: something other than predictions is asked for.
         """
         if stage != "predict":
-            raise ValueError(f"ClassLabels has no data to {stage} on; it is for `zoo predict`")
+            name = getattr(stage, "value", stage)  # Lightning gives an enum
+            raise ValueError(f"ClassLabels has no data to {name} on; it is for `zoo predict`")
         if self.num_classes is None:
             self.test_set = _Unlabeled(self.count)
             return

@@ -60,6 +60,13 @@ def test_other_stages_are_refused(stage: str) -> None:
         ClassLabels(5).setup(stage)
 
 
+def test_a_trainer_is_refused_too(tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, max_steps=1)
+    model = MeanFlow(MLP(dim=2, width=8, depth=1))
+    with pytest.raises(ValueError, match="no data to fit on"):
+        trainer.fit(model, datamodule=ClassLabels(5))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo import events
 from zoo.callbacks._png import image_grid, point_cloud, save_blocks
 from zoo.io import atomic_path
+from zoo.metrics.inception import to_bytes
 
 _CHUNK = 1024  # samples that are held in memory at once
 
@@ -45,12 +46,14 @@ class SampleWriter(Callback):
         self._index: list[Tensor] = []
         self._label: list[Tensor] = []
         self._file: Any = None
+        self._writing = False
         self._started = 0.0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes a folder for the shares of all processes."""
         self._started = time.perf_counter()
         self._index, self._label, self._file = [], [], None
+        self._writing = True
         folder = self._folder(trainer)
         if trainer.is_global_zero:
             shutil.rmtree(folder, ignore_errors=True)
@@ -95,6 +98,7 @@ class SampleWriter(Callback):
                 folder / f"{trainer.global_rank}.pt",
             )
         trainer.strategy.barrier("samples")
+        self._writing = False
         if trainer.is_global_zero:
             try:
                 self._join(trainer, folder)
@@ -103,8 +107,10 @@ class SampleWriter(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Removes what was written so far."""
-        if self._file is not None:
-            self._file.close()
+        if self._writing:
+            self._writing = False
+            if self._file is not None:
+                self._file.close()
             shutil.rmtree(self._folder(trainer), ignore_errors=True)
 
     def _folder(self, trainer: Trainer) -> Path:
@@ -168,6 +174,5 @@ def as_written(samples: Tensor) -> np.ndarray:
     """
     samples = samples.detach().float().cpu()
     if samples.ndim == 4 and samples.shape[1] in (1, 3):
-        pixels = (samples * 127.5 + 128).clamp(0, 255).to(torch.uint8)
-        return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+        return to_bytes(samples).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     return samples.numpy()

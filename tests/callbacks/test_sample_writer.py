@@ -91,6 +91,22 @@ def test_what_was_there_is_replaced_as_a_whole(tmp_path: Path) -> None:
         assert len(archive["arr_0"]) == 2
 
 
+def test_an_interruption_before_the_first_batch_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="stopped"):
+        predict(tmp_path, images([0, 1]), Echo(fails_at=0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_fid_reads_the_file(tmp_path: Path) -> None:
+    from zoo.metrics.inception import read_images
+
+    predict(tmp_path, images(list(range(7)), channels=3))
+    with np.load(tmp_path / "samples.npz") as archive:
+        pixels = archive["arr_0"]
+    read = torch.cat(list(read_images(tmp_path / "samples.npz", 3)))
+    assert np.array_equal(read.permute(0, 2, 3, 1).numpy(), pixels)
+
+
 def test_two_processes_leave_one_file(tmp_path: Path, pool: Pool) -> None:
     """Eleven items over two ranks: the sampler repeats one, the file does not."""
     pool.run(predict_on_rank, str(tmp_path))

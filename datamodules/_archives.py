@@ -1,6 +1,7 @@
 """Arrays in ``.npz`` and ``.safetensors`` files, mapped into memory where the file allows it."""
 
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -55,6 +56,11 @@ def read_archive(path: Path) -> dict[str, Tensor]:
         KeyError,
         OSError,
         EOFError,
+        RuntimeError,  # a member that says it is encrypted
+        NotImplementedError,  # or packed in a way that is not known
+        OverflowError,
+        MemoryError,  # an array that says it is larger than any memory
+        tokenize.TokenError,  # a header that is no Python literal
         struct.error,
         zipfile.BadZipFile,
         zlib.error,

@@ -26,7 +26,8 @@ class ImageFolder(SplitDataModule):
 
     Images are decoded where they are read, in the workers: halved by averaging while both sides are at least
     twice ``size``, resized bicubically until the shorter side is ``size``, and cropped to the center, as ADM
-    does (Dhariwal and Nichol 2021, arXiv 2105.05233). Transparency is dropped.
+    does (Dhariwal and Nichol 2021, arXiv 2105.05233). Transparency is dropped; gray images of 16 bits are
+    rounded to 8.
 
     Batches are dicts: ``x`` (B, channels, size, size) float32 in [-1, 1] (bytes divided by 127.5, less 1),
     ``label`` (B,) int64, if there are classes, ``index`` (B,) int64, the place in the order of the paths.
@@ -177,7 +178,7 @@ def read_image(path: Path, size: int, channels: int) -> Tensor:
 
     try:
         with Image.open(path) as opened:
-            image = opened.convert("RGB" if channels == 3 else "L")
+            image = _of_bytes(opened).convert("RGB" if channels == 3 else "L")
     # Whatever a decoder says of bytes that it cannot read.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be decoded as an image: {error}. Replace or remove it") from error
@@ -189,3 +190,18 @@ def read_image(path: Path, size: int, channels: int) -> Tensor:
     left, top = (width - size) // 2, (height - size) // 2
     pixels = np.array(image.crop((left, top, left + size, top + size)))
     return torch.from_numpy(pixels.reshape(size, size, channels)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _of_bytes(image: Any) -> Any:
+    """The image with 8 bits a value. Pillow's own conversion of larger numbers cuts them off at 255."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its values are 32-bit numbers (mode {image.mode}), of which nobody knows the range: save it "
+            "with 8 or 16 bits"
+        )
+    return image

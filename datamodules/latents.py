@@ -26,9 +26,10 @@ class Latents(SplitDataModule):
     Archives of the encoder's distribution hold twice the channels, the mean and then the standard deviation
     (``moments: std``; EDM2, REPA) or the logarithm of the variance (``moments: logvar``; what the autoencoder
     itself puts out). A latent is then drawn from it anew in each pass, from (seed, pass, index); in
-    evaluation the draws are always the same.
+    evaluation the draws are always the same, and others than in training.
 
-    Uncompressed files are mapped, not loaded: they may be larger than the memory.
+    Uncompressed files are mapped, not loaded: they may be larger than the memory. Nobody reads such a file
+    as a whole, so the check sums that an ``.npz`` carries are not looked at; its lengths are.
 
     Batches are dicts: ``x`` (B, C, H, W) float32, ``label`` (B,) int64, if there are labels, ``index`` (B,)
     int64, the row, counted through the shards in the order of their names.
@@ -87,7 +88,7 @@ class Latents(SplitDataModule):
 
     def transform(self, train: bool) -> Transform:
         """The draw of a latent, and its scale."""
-        return _Latent(self, self.flip and train)
+        return _Latent(self, train)
 
     def _table(self, files: list[Path], flip: bool) -> Table:
         parts = [self._part(path, flip) for path in files]
@@ -137,8 +138,10 @@ class Latents(SplitDataModule):
 class _Latent:
     """From a batch of rows to a batch of latents: choose the reflected one, draw, scale."""
 
-    def __init__(self, like: Latents, flip: bool) -> None:
-        self.seed, self.moments, self.flip, self.scale = like.seed, like.moments, flip, like.scale
+    def __init__(self, like: Latents, train: bool) -> None:
+        self.seed, self.moments, self.scale = like.seed, like.moments, like.scale
+        self.flip = like.flip and train
+        self.draw = "latent" if train else "latent/evaluation"
         self.mean, self.std = (
             None if values is None else torch.tensor(values)[:, None, None]
             for values in (like.mean, like.std)
@@ -156,7 +159,7 @@ class _Latent:
             x, spread = x.chunk(2, dim=1)
             # Autoencoders clamp the logarithm like this where they draw.
             deviation = spread if self.moments == "std" else (spread.clamp(-30, 20) / 2).exp()
-            x = x + deviation * rng.normal(self.seed, number, index, tuple(x.shape[1:]), "latent")
+            x = x + deviation * rng.normal(self.seed, number, index, tuple(x.shape[1:]), self.draw)
         x = x if self.mean is None else x - self.mean
         x = x if self.std is None else x / self.std
         return batch | {"x": x * self.scale}

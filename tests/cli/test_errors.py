@@ -115,6 +115,21 @@ def test_debugging_shows_the_traceback(zoo, monkeypatch):
     assert "batch_size must be at least 1" in result.err
 
 
+def test_what_cannot_be_set_up_is_one_line_and_leaves_no_folder(zoo, workspace):
+    """Labels alone are no training data, which `setup` says: after parsing, before the first batch."""
+    data = ("--data", "ClassLabels", "--data.count", "4")
+    result = zoo(*FIT, *data)
+    assert result.code == 2
+    assert result.err.splitlines()[-1].startswith("error: ClassLabels")
+    assert not list(Path("runs").rglob("version_*"))
+    assert zoo(*FIT, "--trainer.max_epochs", "1").code == 0
+    run = Path("runs/small/version_0")
+    assert run.is_dir()  # the number was free again
+    saved = ("test", "--trust", "my_model", "--config", str(run / "config.yaml"))
+    assert zoo(*saved, *data).code == 2
+    assert (run / "metrics.csv").is_file() and not (run / "test").exists()
+
+
 def test_errors_inside_fit_keep_their_traceback(zoo, workspace):
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         zoo(*FIT, "--data", "zoo.datamodules.EightGaussians")

@@ -198,6 +198,18 @@ def test_advice_names_a_command_that_the_users_shell_finds(monkeypatch, workspac
     assert command("list") == "bin/python -m zoo list".replace("python", Path(sys.executable).name)
 
 
+def test_an_evaluation_goes_into_the_run_it_evaluates(zoo, workspace):
+    """Also into one that logged nothing; but not into any folder that has a config."""
+    words = ("--trust", "my_model", "--config")
+    assert zoo("fit", *words, "small.yaml", "--trainer.max_epochs", "1").code == 0
+    run = Path("runs/small/version_0")
+    (run / "metrics.csv").unlink()
+    assert zoo("test", *words, str(run / "config.yaml")).code == 0
+    assert (run / "test" / "version_0").is_dir() and not Path("runs/small/version_1").exists()
+    assert zoo("test", *words, "small.yaml").code == 0
+    assert not Path("test").exists()
+
+
 def test_fast_dev_run_leaves_nothing_and_says_nothing_of_it(zoo, workspace):
     before = sorted(path.name for path in workspace.iterdir() if path.name != "__pycache__")
     result = zoo(*FIT, "--trainer.fast_dev_run", "1")

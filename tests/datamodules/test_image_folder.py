@@ -107,6 +107,23 @@ def test_colors_and_depths(tmp_path: Path) -> None:
     torch.testing.assert_close(read_image(save(tmp_path / "alpha.png", alpha), 8, 3), expected)
 
 
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits(ending: str, channels: int, tmp_path: Path) -> None:
+    """Pillow's own conversion to bytes would make white of everything above 255."""
+    levels = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+    found = read_image(save(tmp_path / f"deep.{ending}", levels), 8, channels)  # type: ignore[arg-type]
+    expected = torch.from_numpy(levels.astype(np.float32) / 32767.5 - 1).expand(channels, 8, 8)
+    torch.testing.assert_close(found, expected, atol=0.51 / 127.5, rtol=0)  # rounded to bytes
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_numbers_of_unknown_range_are_refused(kind: type, tmp_path: Path) -> None:
+    path = save(tmp_path / "deep.tif", np.full((8, 8), 70_000, kind))
+    with pytest.raises(ValueError, match=r"deep\.tif cannot be decoded.* 32-bit numbers \(mode [IF]\)"):
+        read_image(path, 8, 3)
+
+
 def test_test_folder(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "test"
     save(other / "zebra" / "a.png", noise(20))

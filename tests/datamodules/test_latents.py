@@ -1,5 +1,7 @@
 """Archives of latents: forms, scale, draws, what is refused."""
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,8 @@ def test_draws_have_their_moments(moments: str, tmp_path: Path) -> None:
     # 288 standard normal values: none beyond 5, and their variance is 1 to a few times sqrt(2 / 288).
     assert error.abs().max() < 5 and abs(float(error.var()) - 1) < 0.35
     assert ((drawn.std(0) / std - 1).abs() < 5 / 800**0.5).all()
-    assert items(data)["x"].equal(items(data)["x"])  # in evaluation the same each time
+    assert items(data)["x"].equal(items(data)["x"])  # in evaluation the same each time,
+    assert not torch.isclose(items(data)["x"], training(data, 1)[0]).any()  # and no draw of training
     other = Latents(path, scale=2.0, mean=[1.0] * 4, moments=moments, batch_size=4)
     torch.testing.assert_close(training(other, 3), training(data, 3))  # for any batch size
 
@@ -191,6 +194,41 @@ def test_damaged_archives(name: str, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match=rf"{name} cannot be read"):
         Latents(str(path)).setup("fit")
+
+
+def damage_of(path: Path) -> str | None:
+    """What is said of a file that cannot be read."""
+    try:
+        read_archive(path)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_every_damaged_byte(compressed: bool, tmp_path: Path) -> None:
+    """Whatever single byte is wrong: the file is read, or a ValueError names it."""
+    path, refused = tmp_path / "a.npz", 0
+    (np.savez_compressed if compressed else np.savez)(path, latents=np.zeros((2, 1, 1, 1), np.float32))
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bits in (0x01, 0x80, 0xFF):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ bits]) + whole[place + 1 :])
+            message = damage_of(path)
+            assert message is None or "a.npz cannot be read" in message
+            refused += message is not None
+    assert refused > len(whole) / 2
+
+
+def test_an_array_larger_than_any_memory(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 1, 1, 1)}
+    )
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("latents.npy", header.getvalue())
+    with pytest.raises(ValueError, match=r"a\.npz cannot be read: Unable to allocate"):
+        read_archive(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("name", ["a.npz", "compressed.npz"])

@@ -12,8 +12,7 @@ against F_0^-1(F_1(z)):
 The cost of the diffusion model itself, which random weights do without, is not counted.
 
 Beside: the bias of ECT's gradient, |grad of the exact regression - grad of ECT|^2, at the three starts (the
-    theorem of
-the CMT paper orders them).
+theorem of the CMT paper orders them).
 """
 
 from collections.abc import Callable

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
+from zoo._cli.runs import FIRST_FILES
 from zoo.io import atomic_path
 
 
@@ -46,6 +48,7 @@ class RunLogger(CSVLogger):
 
     def __init__(self, save_dir: str, name: str = "", version: str | None = None, prefix: str = "") -> None:
         super().__init__(save_dir, name=name, version=version, prefix=prefix, flush_logs_every_n_steps=1)
+        self._claimed = False
 
     @property
     def version(self) -> int | str:
@@ -55,10 +58,18 @@ class RunLogger(CSVLogger):
             while rank_zero_only.rank == 0:  # type: ignore[attr-defined]
                 try:
                     os.makedirs(os.path.join(self.root_dir, f"version_{self._version}"))
+                    self._claimed = True
                     break
                 except FileExistsError:
                     self._version += 1
         return self._version
+
+    def discard(self) -> None:
+        """Deletes the folder, if this logger made it and it holds no more than a run's first files."""
+        if self._claimed and {path.name for path in Path(self.log_dir).iterdir()} <= FIRST_FILES:
+            shutil.rmtree(self.log_dir)
+            if not os.listdir(self.root_dir):
+                os.rmdir(self.root_dir)
 
     @property
     @rank_zero_experiment

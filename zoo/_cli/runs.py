@@ -22,6 +22,8 @@ CHECKPOINT_KEY = "run_files"
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
 METRICS_FILE = "metrics.csv"
+HPARAMS_FILE = "hparams.yaml"
+FIRST_FILES = {CONFIG_FILE, EVENTS_FILE, HPARAMS_FILE, LOCK_FILE, METRICS_FILE}  # there before any update
 
 
 class Lock:
@@ -78,6 +80,12 @@ class Resume:
     run: Path
     checkpoint: Path | None
     lock: Lock | None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, and not one where somebody keeps a config."""
+    made = (METRICS_FILE, LOCK_FILE)
+    return (folder / CONFIG_FILE).is_file() and any((folder / name).is_file() for name in made)
 
 
 def split_resume(args: Sequence[str]) -> tuple[list[str], str | None]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from jsonargparse._actions import ActionConfigFile
 from jsonargparse._common import denying_import_path_entry
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 from lightning.pytorch.loggers import CSVLogger
@@ -31,13 +31,14 @@ from zoo._cli.interrupt import Interrupt
 from zoo._cli.logger import RunLogger
 from zoo._cli.parser import OneLineParser
 from zoo._cli.report import command
-from zoo._cli.runs import CONFIG_FILE, METRICS_FILE, Resume, starts_others
+from zoo._cli.runs import CONFIG_FILE, Resume, is_run, starts_others
 from zoo._cli.spec import differences, find_class, refuse_words, try_optimizers
 from zoo.callbacks import ExactResume, UpdateBar
 from zoo.io import load_checkpoint
 
 CLI = TypeVar("CLI", bound="ZooCLI")
 USER_ERRORS = (ValueError, TypeError, ImportError, MisconfigurationException)
+SETUP_ERRORS = (ValueError, ImportError, OSError, MisconfigurationException)
 _TRUST = "--trust PKG[,PKG], anywhere on the line, lets configs name classes of PKG."
 DESCRIPTIONS = {
     "fit": f"Trains a model. With --resume RUN, goes on with the run in that folder instead. {_TRUST}",
@@ -94,6 +95,19 @@ class ConfigFile(ActionConfigFile):
             raise CommandError(f"{file}: {error}") from error
 
 
+class Begun(Callback):
+    """Whether a batch has been asked for: what is wrong before that is the user's to put right."""
+
+    def __init__(self) -> None:
+        self.yes = False
+
+    def _begin(self, *_: Any) -> None:
+        self.yes = True
+
+    on_sanity_check_start = on_train_start = _begin
+    on_validation_start = on_test_start = on_predict_start = _begin
+
+
 class ZooParser(OneLineParser, LightningArgumentParser):
     """LightningCLI's parser with errors of one line."""
 
@@ -110,6 +124,7 @@ class ZooCLI(LightningCLI):
         self.trust = ["--trust", ",".join(trusted)] if trusted else []
         self.resume = resume
         self.interrupt = Interrupt()
+        self.begun = Begun()
         self.started = False
         super().__init__(
             model_class=LightningModule,
@@ -196,6 +211,7 @@ class ZooCLI(LightningCLI):
         if self.subcommand == "fit":
             # Behind the checkpoint callbacks, whose state its own checkpoint holds.
             trainer.callbacks.append(self.interrupt)  # type: ignore[attr-defined]
+        trainer.callbacks.insert(0, self.begun)  # type: ignore[attr-defined]
         return trainer
 
     def _logger(self, logger: Any) -> Any:
@@ -219,7 +235,7 @@ class ZooCLI(LightningCLI):
             checkpoint = self._sub("ckpt_path")
             evaluated = [Path(checkpoint).parent.parent] if checkpoint else []
             for run in (*evaluated, *(file.parent for file in given)):
-                if (run / CONFIG_FILE).is_file() and (run / METRICS_FILE).is_file():
+                if is_run(run):
                     return os.path.abspath(run), str(self.subcommand)
         return os.path.abspath("runs"), configs.run_name(given[0] if given else None)
 
@@ -257,6 +273,18 @@ class ZooCLI(LightningCLI):
         return self.resume.checkpoint or Path(self._sub("ckpt_path"))
 
     def start(self) -> None:
-        """Runs the verb. Errors from here on are the program's: they keep their traceback."""
+        """Runs the verb. Errors from the first batch on are the program's: they keep their traceback.
+
+        Raises:
+            CommandError: a part cannot be set up: data that do not fit, a file that is missing. The folder
+                that the run had for itself is gone then.
+        """
         self.started = True
-        super()._run_subcommand(str(self.subcommand))
+        try:
+            super()._run_subcommand(str(self.subcommand))
+        except SETUP_ERRORS as error:
+            if self.begun.yes:
+                raise
+            if self.resume is None and isinstance(self.trainer.logger, RunLogger):
+                self.trainer.logger.discard()
+            raise CommandError(str(error) or type(error).__name__) from error

@@ -69,5 +69,6 @@ class RandomFeatures(nn.Module):
         parts = []
         for scale in self._scales(x):
             flat = scale.flatten(2)
-            parts += [flat.mean(2), flat.var(2, unbiased=False).sqrt()]
+            # The root's derivative at a map that is constant would be infinite.
+            parts += [flat.mean(2), (flat.var(2, unbiased=False) + 1e-12).sqrt()]
         return torch.cat(parts, dim=1)

@@ -302,6 +302,16 @@ def test_what_cannot_be_read_is_refused_in_one_line(name: str, tmp_path: Path) -
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
+def test_a_length_that_is_not_there_sets_no_memory_aside(tmp_path: Path) -> None:
+    """A file of 20 bytes that promises 2^60 of them; Python's own reader would ask the system for those."""
+    path = tmp_path / "short.pkl"
+    path.write_bytes(b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b"few bytes")
+    with open(path, "rb") as file, pytest.raises(ValueError, match="cut short or not a pickle"):
+        read_pickle(file, lambda *_: NotImplemented)
+    long = b"x" * (3 << 20)
+    assert read_pickle(io.BytesIO(pickle.dumps(long)), lambda *_: NotImplemented) == long
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -80,7 +80,7 @@ def read_pickle(
         ValueError: it is no pickle, is cut short, or holds what has no place in a checkpoint.
     """
     machine = _Machine(call, persistent)
-    operations = pickletools.genops(stream)
+    operations = pickletools.genops(_InPieces(stream))
     while True:
         try:
             operation, argument, _ = next(operations)
@@ -92,6 +92,21 @@ def read_pickle(
         if operation.name == "STOP":
             return machine.pop()
         machine.step(operation.name, argument)
+
+
+class _InPieces:
+    """A stream that does not set memory aside for as many bytes as it is asked for, but for what is there."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.readline, self.tell = stream.readline, stream.tell
+
+    def read(self, size: int) -> bytes:
+        pieces = []
+        while size > 0 and (piece := self.stream.read(min(size, 1 << 20))):
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
 
 
 class _Machine:

@@ -101,11 +101,25 @@ class Begun(Callback):
     def __init__(self) -> None:
         self.yes = False
 
-    def _begin(self, *_: Any) -> None:
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A fit with validation data begins."""
         self.yes = True
 
-    on_sanity_check_start = on_train_start = _begin
-    on_validation_start = on_test_start = on_predict_start = _begin
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A fit begins."""
+        self.yes = True
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A validation begins."""
+        self.yes = True
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A test begins."""
+        self.yes = True
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Predictions begin."""
+        self.yes = True
 
 
 class ZooParser(OneLineParser, LightningArgumentParser):

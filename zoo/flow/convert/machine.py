@@ -80,7 +80,8 @@ def read_pickle(
         ValueError: it is no pickle, is cut short, or holds what has no place in a checkpoint.
     """
     machine = _Machine(call, persistent)
-    operations = pickletools.genops(_InPieces(stream))
+    pieces: Stream = _InPieces(stream)
+    operations = pickletools.genops(pieces)
     while True:
         try:
             operation, argument, _ = next(operations)

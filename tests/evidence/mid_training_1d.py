@@ -91,7 +91,7 @@ def pretrained(seed: int) -> Network:
     return train(net, loss, PRETRAIN, 2e-3)
 
 
-def mid_trained(net: Network, teacher: Teacher, seed: int, two_times: bool) -> Network:
+def mid_trained(net: Network, teacher: Teacher, seed: int, two_times: bool, updates: int = MID) -> Network:
     """After consistency mid-training."""
     model = FlowModel(net, VelocityPrediction())
 
@@ -104,7 +104,7 @@ def mid_trained(net: Network, teacher: Teacher, seed: int, two_times: bool) -> N
             return mean_flow_pair_error(model, z, t, end, r).mean()
         return consistency_error(model, z, t, end, SquaredDistance()).mean()
 
-    return train(net, loss, MID, 1e-3)
+    return train(net, loss, updates, 1e-3)
 
 
 def mean_flow(net: Network, seed: int, updates: int) -> Network:

@@ -108,6 +108,25 @@ class TestLevels:
         counts = torch.bincount((s[:, None] - levels.levels(0)).abs().argmin(1), minlength=18)
         assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
+    def test_the_growing_grid_of_ct(self) -> None:
+        """N(k) = ceil(sqrt(k / K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1 levels, s0 = 2, s1 = 150 (Song et al.
+        2023, appendix C)."""
+        updates = 800_000
+        levels = GridLevels(first=1, last=150, grow_over=updates, mean=None)
+        for k in (0, 1, 10, 35, 36, 100, 12_345, 400_000, updates - 1, updates, updates + 1000):
+            done = min(k, updates) / updates
+            printed = math.ceil(math.sqrt(done * ((150 + 1) ** 2 - 2**2) + 2**2) - 1) + 1
+            assert levels.steps(k) + 1 == len(levels.levels(k)) == printed
+        assert [levels.steps(k) for k in (0, updates)] == [1, 150]
+
+    def test_the_average_of_ct_slows_down(self) -> None:
+        """mu(k) = exp(s0 ln(mu0) / N(k)), from .9 to .9^(2 / 151)."""
+        grid = GridLevels(first=1, last=150, grow_over=1000, mean=None)
+        objective = DiscreteConsistency(grid, target_decay=0.9, decay_grows=True)
+        assert objective.decay(0) == pytest.approx(0.9) and objective.decay(1000) == 0.9 ** (2 / 151)
+        assert objective.decay(500) == math.exp(2 * math.log(0.9) / (grid.steps(500) + 1))
+        assert DiscreteConsistency(grid, target_decay=0.9).decay(500) == 0.9
+
     @pytest.mark.parametrize(
         ("make", "message"),
         [
@@ -117,6 +136,8 @@ class TestLevels:
             (lambda: GridLevels(first=20, last=10), "1 <= first <= last"),
             (lambda: GridLevels(double_every=0), "double_every must be at least 1"),
             (lambda: GridLevels(std=0.0), "std must be positive"),
+            (lambda: GridLevels(grow_over=0), "grow_over must be at least 1"),
+            (lambda: GridLevels(grow_over=5, double_every=5), "two ways to grow"),
         ],
     )
     def test_bad_arguments(self, make: Any, message: str) -> None:
@@ -465,6 +486,21 @@ class TestTheModule:
         torch.testing.assert_close(module.sample(labels, 2, seed=4), two, rtol=1e-4, atol=1e-5)
         assert bool(module.sample(labels, 7, seed=4).isfinite().all())
 
+    def test_samples_with_a_boundary(self) -> None:
+        """ECT's official code trains without a boundary, and samples with one at .003."""
+        module = ConsistencyModel(network(), sample_levels=[80.0, 0.7], sample_boundary=0.003, seed=0)
+        reading, labels, index = EDMPreconditioning(boundary=0.003), torch.tensor([0, 1, 3]), torch.arange(3)
+        model = FlowModel(module.network, reading)
+        noise = [rng.normal(4, k, index, (3,), "sample/noise") for k in range(2)]
+        with torch.no_grad():
+            one = model.denoise(80.0 * noise[0], torch.full((3,), 80.0), labels)
+            two = model.denoise(one + 0.7 * noise[1], torch.full((3,), 0.7), labels)
+        torch.testing.assert_close(module.sample(labels, 2, seed=4), two, rtol=1e-4, atol=1e-5)
+        plain = ConsistencyModel(network(), sample_levels=[80.0, 0.7], seed=0)
+        plain.network.load_state_dict(module.network.state_dict())
+        assert not plain.sample(labels, 2, seed=4).allclose(two, rtol=1e-4, atol=1e-5)
+        assert fitted(plain) == fitted(module)
+
     def test_a_test_uses_the_stage_of_training(self, tmp_path: Path) -> None:
         objective = lambda: DiscreteConsistency(RatioLevels(q=2.0, double_every=2), SquaredDistance(), "none")  # noqa: E731
         module = ConsistencyModel(network(), objective=objective(), seed=0)
@@ -491,6 +527,14 @@ class TestTheModule:
                 "trains on the trigonometric path",
             ),
             ({"sample_levels": []}, "sample_levels must be positive"),
+            (
+                {"preconditioning": EDMPreconditioning(boundary=0.1), "objective": ContinuousConsistency()},
+                "a continuous objective keeps data at the level 0",
+            ),
+            (
+                {"preconditioning": VelocityPrediction(), "sample_boundary": 0.003},
+                "sample_boundary needs EDMPreconditioning, got VelocityPrediction",
+            ),
         ],
     )
     def test_bad_arguments(self, arguments: dict[str, Any], message: str) -> None:
@@ -502,6 +546,11 @@ class TestTheModule:
         [
             (lambda: DiscreteConsistency(weight="t"), "weight must be 'gap', 'edm' or 'none', got 't'"),  # type: ignore[arg-type]
             (lambda: DiscreteConsistency(target_decay=1.0), r"target_decay must be in \[0, 1\)"),
+            (
+                lambda: DiscreteConsistency(target_decay=0.9, decay_grows=True),
+                "decay_grows needs a target_decay, and GridLevels",
+            ),
+            (lambda: DiscreteConsistency().decay(0), "target_decay is null"),
             (lambda: ContinuousConsistency(warmup=-1), "warmup must be at least 0"),
             (lambda: ContinuousConsistency(eps=0.0), "eps must be positive"),
             (lambda: ContinuousConsistency(weight="gap"), "weight must be 'noise' or 'none'"),  # type: ignore[arg-type]

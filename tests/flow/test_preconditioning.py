@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from zoo.flow import (
+    MLP,
     DataPrediction,
+    Diffusion,
     EDMPreconditioning,
     FlowModel,
     LinearPath,
@@ -17,6 +19,7 @@ from zoo.flow import (
     VelocityPrediction,
     bridge,
 )
+from zoo.flow.handover import check_preconditioning
 from zoo.flow.paths import Path, expand
 from zoo.flow.preconditioning import Preconditioning
 from zoo.flow.stored import Stored
@@ -116,6 +119,52 @@ def test_clean_data_stay_as_they_are(reading: Preconditioning) -> None:
         torch.testing.assert_close(denoised, x, rtol=1e-14, atol=1e-14)
 
 
+class TestBoundary:
+    """Data are kept up to a least level b: .002 in the first consistency models, .003 in ECT's samples."""
+
+    def test_coefficients(self) -> None:
+        s, sd, b = LEVELS, 0.5, 0.002
+        skip, out = EDMPreconditioning(sd, boundary=b).denoiser(VarianceExplodingPath(), s)
+        torch.testing.assert_close(skip, sd**2 / ((s - b) ** 2 + sd**2), rtol=1e-13, atol=0)
+        torch.testing.assert_close(out, (s - b) * sd / (s**2 + sd**2).sqrt(), rtol=1e-12, atol=1e-18)
+
+    @pytest.mark.parametrize("path", PATHS, ids=repr)
+    def test_any_path_holds_the_same_model(self, path: Path) -> None:
+        reading, home, (x, noise) = EDMPreconditioning(0.5, boundary=0.01), VarianceExplodingPath(), draws()
+        there = FlowModel(network, reading, home).denoise(home.interpolate(x, noise, LEVELS), LEVELS)
+        t = path.time_of(LEVELS)
+        z, model = path.interpolate(x, noise, t), FlowModel(network, reading, path)
+        denoised = model.denoise(z, t)
+        torch.testing.assert_close(denoised, there, rtol=1e-10, atol=1e-10)
+        alpha, sigma = expand(path.alpha(t), z), expand(path.sigma(t), z)
+        slopes = expand(path.alpha_slope(t, t), z), expand(path.sigma_slope(t, t), z)
+        expected = slopes[0] * denoised + slopes[1] * (z - alpha * denoised) / sigma
+        torch.testing.assert_close(model.velocity(z, t), expected, rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize("path", PATHS, ids=repr)
+    @pytest.mark.parametrize("level", [0.0, 0.004, 0.01])
+    def test_states_below_it_are_data(self, path: Path, level: float) -> None:
+        x, noise = draws()
+        t = path.time_of(torch.full((len(x),), level, dtype=torch.float64))
+        z = path.interpolate(x, noise, t)
+        model = FlowModel(network, EDMPreconditioning(0.5, boundary=0.01), path)
+        torch.testing.assert_close(model.denoise(z, t), z / expand(path.alpha(t), z), rtol=1e-12, atol=1e-12)
+        assert model.velocity(z, t).isfinite().all()
+
+    def test_it_may_differ_at_a_hand_over(self) -> None:
+        saved = EDMPreconditioning(0.5).describe()
+        check_preconditioning(EDMPreconditioning(0.5, boundary=0.002), saved, "run.ckpt")
+        with pytest.raises(ValueError, match=r"run\.ckpt was trained with EDMPreconditioning"):
+            check_preconditioning(EDMPreconditioning(0.6, boundary=0.002), saved, "run.ckpt")
+
+    def test_a_diffusion_model_has_none(self) -> None:
+        reading = EDMPreconditioning(boundary=0.002)
+        with pytest.raises(ValueError, match=r"boundary=0\.002 is for consistency models"):
+            reading.target(reading.path, *draws(), LEVELS)
+        with pytest.raises(ValueError, match=r"boundary=0\.002\) has the boundary of a consistency model"):
+            Diffusion(MLP(3, width=4, depth=1, two_times=False), reading)
+
+
 def test_pure_noise_has_finite_coefficients() -> None:
     noise = draws()[1]
     for path in (LinearPath(), TrigonometricPath(0.5)):
@@ -169,6 +218,7 @@ def test_bridges_at_the_ends() -> None:
     ("arguments", "message"),
     [
         ({"sigma_data": 0.0}, "sigma_data must be positive"),
+        ({"boundary": -0.1}, "boundary must be a noise level from 0 up to sigma_max, got -0.1"),
         ({"sigma_min": 2.0, "sigma_max": 1.0}, "0 < sigma_min < sigma_max must hold, got 2.0 and 1.0"),
     ],
 )

@@ -35,6 +35,8 @@ class ConsistencyModel(FlowModule):
         sample_steps: Steps of the samples that `predict` makes.
         sample_levels: Noise levels of the first steps of samples; with more steps than levels, they are in
             geometric progression from 80 to 0.002.
+        sample_boundary: Noise level up to which sampling keeps data as they are; null for that of training.
+            ECT's official code trains with none and samples with 0.003.
         compile: Compile the network for the training pass.
         optimizer: Builds the optimizer from the trainable parameters.
         lr_scheduler: Builds a schedule from the optimizer; it is stepped after every update.
@@ -54,6 +56,7 @@ class ConsistencyModel(FlowModule):
         label_dropout: float = 0.0,
         sample_steps: int = 1,
         sample_levels: list[float] = [80.0, 0.8],
+        sample_boundary: float | None = None,
         compile: bool = False,
         optimizer: OptimizerCallable = torch.optim.RAdam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -74,7 +77,11 @@ class ConsistencyModel(FlowModule):
         if isinstance(goal, ContinuousConsistency):
             if path is not None and not isinstance(path, TrigonometricPath):
                 raise ValueError(f"a continuous objective trains on the trigonometric path, got path={path}")
+            if getattr(reading, "boundary", 0) > 0:
+                raise ValueError(f"a continuous objective keeps data at the level 0, got {reading}")
             states = TrigonometricPath(scale) if path is None else path
+        if sample_boundary is not None and not isinstance(reading, EDMPreconditioning):
+            raise ValueError(f"sample_boundary needs EDMPreconditioning, got {reading}")
         super().__init__(
             network,
             reading,
@@ -93,6 +100,9 @@ class ConsistencyModel(FlowModule):
         self.objective = goal
         self.sigma_data = scale
         self._trained = 0
+        self._sampling = reading
+        if sample_boundary is not None:
+            self._sampling = EDMPreconditioning(**{**vars(reading), "boundary": sample_boundary})
         self.sample_levels = checked_levels(sample_levels)
         if teacher is not None:
             self._frozen["teacher"] = teacher
@@ -116,8 +126,7 @@ class ConsistencyModel(FlowModule):
         super().optimizer_step(*args, **kwargs)
         if self.target_network is None or not isinstance(self.objective, DiscreteConsistency):
             return
-        decay = self.objective.target_decay
-        assert decay is not None
+        decay = self.objective.decay(self.progress)
         with torch.no_grad():
             averages = tuple(self.target_network.parameters())
             torch._foreach_lerp_(averages, tuple(self.network.parameters()), 1 - decay)
@@ -208,4 +217,4 @@ class ConsistencyModel(FlowModule):
         return loss.mean(), error.detach().mean()
 
     def _sample(self, index: Tensor, label: Tensor | None, steps: int, seed: int) -> Tensor:
-        return self._sample_consistency(index, label, steps, seed, self.sample_levels)
+        return self._sample_consistency(index, label, steps, seed, self.sample_levels, self._sampling)

@@ -25,7 +25,7 @@ class DiscreteConsistency:
     | ECT (default) | `RatioLevels` | the plain norm | none |
     | ECD | `RatioLevels` | the plain norm | one Euler step |
     | iCT | `GridLevels` with ``double_every`` | `PseudoHuber` | none |
-    | CT | `GridLevels` with ``mean: null`` | any; with ``target_decay`` | none |
+    | CT | `GridLevels` with ``grow_over``, ``mean: null`` | any; ``target_decay``, ``decay_grows`` | none |
     | CD | the same, ``first: 18`` | any; with ``target_decay`` | one Heun step |
 
     Args:
@@ -36,6 +36,8 @@ class DiscreteConsistency:
             (ECT on ImageNet-64), 1 for "none".
         target_decay: Decay of the average of weights that gives the targets; null takes the weights
             themselves, as all methods from iCT on do.
+        decay_grows: Raise that decay to the power (first + 1) / (N + 1) while the N steps of `GridLevels`
+            grow, as CT does, so that the average gets slower.
         second_order: Whether the teacher's step is Heun's, as in CD, or Euler's, as in ECD.
     """
 
@@ -45,17 +47,35 @@ class DiscreteConsistency:
         distance: nn.Module | None = None,
         weight: Literal["gap", "edm", "none"] = "gap",
         target_decay: float | None = None,
+        decay_grows: bool = False,
         second_order: bool = False,
     ) -> None:
         if weight not in ("gap", "edm", "none"):
             raise ValueError(f"weight must be 'gap', 'edm' or 'none', got {weight!r}")
         if target_decay is not None and not 0 <= target_decay < 1:
             raise ValueError(f"target_decay must be in [0, 1), or null, got {target_decay}")
+        if decay_grows and (target_decay is None or not isinstance(levels, GridLevels)):
+            raise ValueError(
+                "decay_grows needs a target_decay, and GridLevels for levels, whose steps it follows; got "
+                f"{target_decay} and {type(levels).__name__}"
+            )
         self.levels = RatioLevels() if levels is None else levels
         self.distance = PseudoHuber(1e-8) if distance is None else distance
         self.weight: Literal["gap", "edm", "none"] = weight
-        self.target_decay = target_decay
+        self.target_decay, self.decay_grows = target_decay, decay_grows
         self.second_order = second_order
+
+    def decay(self, step: int) -> float:
+        """The decay of the targets' average after ``step`` updates.
+
+        Raises:
+            ValueError: there is no such average.
+        """
+        if self.target_decay is None:
+            raise ValueError("target_decay is null: the weights themselves give the targets")
+        if not self.decay_grows or not isinstance(self.levels, GridLevels):
+            return self.target_decay
+        return self.target_decay ** ((self.levels.first + 1) / (self.levels.steps(step) + 1))
 
     def weigh(self, s: Tensor, lower: Tensor, sigma_data: float) -> Tensor:
         """Weights (B,) of the noise levels ``s`` and ``lower`` (B,)."""

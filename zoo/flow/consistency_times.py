@@ -4,8 +4,9 @@
   s' = s max(0, 1 - n(s) / q^(stage + 1)) with n(s) = 1 + k sigmoid(-b s), where the stage grows with the
   updates.
 * `GridLevels`: neighbors on EDM's grid of N levels: of consistency models (Song et al. 2023, arXiv
-  2303.01469; uniform on a fixed or growing grid) and of improved consistency training (iCT; Song and Dhariwal
-  2023, arXiv 2310.14189; log-normal on a grid that doubles from 10 to 1280 steps).
+  2303.01469; uniform on a fixed grid, or on one that grows like the root of the updates) and of improved
+  consistency training (iCT; Song and Dhariwal 2023, arXiv 2310.14189; log-normal on a grid that doubles from
+  10 to 1280 steps).
 """
 
 import math
@@ -73,12 +74,16 @@ class RatioLevels:
 
 
 class GridLevels:
-    """Neighbors on a grid of noise levels, uniform or log-normal, whose number of steps may double.
+    """Neighbors on a grid of noise levels, uniform or log-normal, whose number of steps may grow.
+
+    CT on CIFAR-10 is ``first: 1, last: 150, grow_over: <all updates>, mean: null``.
 
     Args:
         first: Steps of the grid at the start, one less than its levels.
         last: Steps at most.
-        double_every: Updates after which the number of steps doubles; null keeps ``first``.
+        double_every: Updates after which the number of steps doubles, as in iCT; null for no doubling.
+        grow_over: Updates K over which it grows from ``first`` to ``last``, as in CT: after k of them it is
+            ceil(sqrt(k / K ((last + 1)^2 - (first + 1)^2) + (first + 1)^2) - 1). Null for no growth.
         mean: Mean of the log-normal law of iCT; null draws neighbors uniformly.
         std: Its standard deviation.
         start: Largest noise level.
@@ -91,6 +96,7 @@ class GridLevels:
         first: int = 10,
         last: int = 1280,
         double_every: int | None = None,
+        grow_over: int | None = None,
         mean: float | None = -1.1,
         std: float = 2.0,
         start: float = 80.0,
@@ -101,14 +107,24 @@ class GridLevels:
             raise ValueError(f"first and last must satisfy 1 <= first <= last, got {first} and {last}")
         if double_every is not None and double_every < 1:
             raise ValueError(f"double_every must be at least 1 update, or null, got {double_every}")
+        if grow_over is not None and grow_over < 1:
+            raise ValueError(f"grow_over must be at least 1 update, or null, got {grow_over}")
+        if double_every is not None and grow_over is not None:
+            raise ValueError("double_every and grow_over are two ways to grow: give one")
         if not std > 0:
             raise ValueError(f"std must be positive, got {std}")
-        self.first, self.last, self.double_every = first, last, double_every
+        self.first, self.last = first, last
+        self.double_every, self.grow_over = double_every, grow_over
         self.mean, self.std = mean, std
         self.grid = KarrasGrid(start, end, rho)
 
     def steps(self, step: int) -> int:
         """Steps of the grid after ``step`` updates."""
+        if self.grow_over is not None:
+            done = min(step / self.grow_over, 1.0)
+            low, high = (self.first + 1) ** 2, (self.last + 1) ** 2
+            steps = math.sqrt(low + done * (high - low)) - 1
+            return min(math.ceil(steps - 1e-9), self.last)  # rounding makes no step of its own
         doublings = 0 if self.double_every is None else step // self.double_every
         # Past 64 doublings every grid has its last size; a larger power would be a useless huge number.
         return min(self.first * 2 ** min(doublings, 64), self.last)

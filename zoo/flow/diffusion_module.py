@@ -91,6 +91,10 @@ class Diffusion(FlowModule):
             seed,
         )
         self.save_hyperparameters()
+        if getattr(self.preconditioning, "boundary", 0) > 0:
+            raise ValueError(
+                f"{self.preconditioning} has the boundary of a consistency model: leave it 0 here"
+            )
         if loss not in ("output", "data", "velocity"):
             raise ValueError(f"loss must be 'output', 'data' or 'velocity', got {loss!r}")
         self.levels = LogNormalLevels() if levels is None else levels

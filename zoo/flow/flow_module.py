@@ -196,16 +196,22 @@ class FlowModule(ZooModule):
         return rng.normal(seed, step, index.to(self.device, non_blocking=True), self.shape, name, dtype)
 
     def _sample_consistency(
-        self, index: Tensor, label: Tensor | None, steps: int, seed: int, levels: list[float]
+        self,
+        index: Tensor,
+        label: Tensor | None,
+        steps: int,
+        seed: int,
+        levels: list[float],
+        preconditioning: Preconditioning | None = None,
     ) -> Tensor:
         """Samples (B, ...) of the denoiser, with new noise between steps."""
+        reading = self.preconditioning if preconditioning is None else preconditioning
+        model = FlowModel(self.network, reading, self.path)
         if steps <= len(levels):
             times = self.path.time_of(torch.tensor(levels[:steps], dtype=torch.float64))
         else:
             times = LogGrid()(steps, self.path)[:-1]
-        return sample_consistency(
-            self.model, lambda n: self._noise(seed, n, index, "sample/noise"), times, label
-        )
+        return sample_consistency(model, lambda n: self._noise(seed, n, index, "sample/noise"), times, label)
 
     def _unpack(
         self, batch: Any, batch_idx: int, data: bool | None = None

@@ -80,6 +80,9 @@ def check_second_clock_is_silent(network: nn.Module, items: int = 2) -> None:
 def check_preconditioning(own: Preconditioning, saved: Mapping[str, Any] | None, source: str) -> None:
     """Refuses weights whose output means another thing than ``own`` reads in it.
 
+    The boundary of a consistency model may differ: it is of no matter to a diffusion model's weights, and
+    moving it changes what they compute near the data alone.
+
     Args:
         own: The preconditioning of the module that takes the weights.
         saved: `Preconditioning.describe` of the one they were trained with, if it is known.
@@ -88,12 +91,16 @@ def check_preconditioning(own: Preconditioning, saved: Mapping[str, Any] | None,
     Raises:
         ValueError: the two differ.
     """
-    if saved is not None and dict(saved) != own.describe():
+    if saved is not None and _meaning(saved) != _meaning(own.describe()):
         written = ", ".join(f"{name}={value}" for name, value in saved.items() if name != "class")
         raise ValueError(
             f"{source} was trained with {saved['class']}({written}), and this module reads its network's "
             f"output with {own}: give the module the same preconditioning (it works on any path)"
         )
+
+
+def _meaning(described: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in described.items() if name != "boundary"}
 
 
 def _has_second_clock(network: nn.Module, state: Mapping[str, Tensor]) -> bool:

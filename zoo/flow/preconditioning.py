@@ -8,7 +8,9 @@ read on another with no detour and no cancellation: this *is* the exact bridge b
 * `EDMPreconditioning`: Karras et al. 2022, arXiv 2206.00364, table 1. With q^2 = sigma^2 + sd^2 alpha^2 it
   reads D = sd^2 alpha / q^2 z + sigma sd / q F(z / q, ln(s) / 4) and
   v = (sigma' sigma + sd^2 alpha' alpha) / q^2 z + sd (alpha' sigma - sigma' alpha) / q F. On the
-  trigonometric path this is TrigFlow (Lu and Song 2024, arXiv 2410.11081) with F_trig = -F.
+  trigonometric path this is TrigFlow (Lu and Song 2024, arXiv 2410.11081) with F_trig = -F. Consistency
+  models may keep the data at a least level b > 0 rather than at 0 (Song et al. 2023, arXiv 2303.01469):
+  c_skip = sd^2 / ((s - b)^2 + sd^2), c_out = (s - b) sd / sqrt(s^2 + sd^2).
 * `VelocityPrediction`: the network gives the velocity e - x of the linear path, as SiT and MeanFlow do.
 * `DataPrediction`: the network gives the data, from states and times of the linear path.
 """
@@ -68,6 +70,8 @@ class EDMPreconditioning(Preconditioning):
         sigma_min: The network is told no noise level below this one (so that s = 0 has a label).
         sigma_max: The network is told no noise level above this one (so that pure noise has a label); EDM's
             largest. It matters above that level only: at EDM's largest, states are noise to one part in 160.
+        boundary: Noise level b up to which data are kept as they are, for consistency models: 0.002 in the
+            first ones. At 0, as everywhere else, this is EDM's preconditioning.
 
     >>> edm, s = EDMPreconditioning(sigma_data=0.5), torch.tensor([0.5])
     >>> [round(c.item(), 4) for c in edm.denoiser(edm.path, s)]
@@ -76,12 +80,25 @@ class EDMPreconditioning(Preconditioning):
 
     path: Path = VarianceExplodingPath()
 
-    def __init__(self, sigma_data: float = 0.5, sigma_min: float = 1e-8, sigma_max: float = 80.0) -> None:
+    def __init__(
+        self,
+        sigma_data: float = 0.5,
+        sigma_min: float = 1e-8,
+        sigma_max: float = 80.0,
+        boundary: float = 0.0,
+    ) -> None:
         if not sigma_data > 0:
             raise ValueError(f"sigma_data must be positive (a standard deviation), got {sigma_data}")
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"0 < sigma_min < sigma_max must hold, got {sigma_min} and {sigma_max}")
+        if not 0 <= boundary < sigma_max:
+            raise ValueError(f"boundary must be a noise level from 0 up to sigma_max, got {boundary}")
         self.sigma_data, self.sigma_min, self.sigma_max = sigma_data, sigma_min, sigma_max
+        self.boundary = boundary
+
+    def _share(self, path: Path, t: Tensor) -> Tensor | float:
+        """(s - b) / s, the share of the noise that is above the boundary; 0 below it."""
+        return 1.0 if self.boundary == 0 else (1 - self.boundary / path.level_of(t)).clamp(min=0)
 
     def _scale(self, path: Path, t: Tensor) -> Tensor:
         return torch.hypot(path.sigma(t), self.sigma_data * path.alpha(t))  # q
@@ -92,20 +109,30 @@ class EDMPreconditioning(Preconditioning):
         return 1 / self._scale(path, t), level.log() / 4
 
     def denoiser(self, path: Path, t: Tensor) -> tuple[Coefficient, Coefficient]:
-        """sd^2 alpha / q^2 and sigma sd / q."""
-        q = self._scale(path, t)
-        return self.sigma_data**2 * path.alpha(t) / q**2, path.sigma(t) * self.sigma_data / q
+        """sd^2 alpha / q^2 and sigma sd / q; with sigma (s - b) / s in place of sigma, but in q."""
+        alpha, above = path.alpha(t), self._share(path, t) * path.sigma(t)
+        variance = above**2 + (self.sigma_data * alpha) ** 2
+        return self.sigma_data**2 * alpha / variance, above * self.sigma_data / self._scale(path, t)
 
     def velocity(self, path: Path, t: Tensor) -> tuple[Coefficient, Coefficient]:
         """(sigma' sigma + sd^2 alpha' alpha) / q^2 and sd (alpha' sigma - sigma' alpha) / q."""
-        q, sd = self._scale(path, t), self.sigma_data
+        sd, share = self.sigma_data, self._share(path, t)
         alpha, sigma = path.alpha(t), path.sigma(t)
         alpha_rate, sigma_rate = path.alpha_slope(t, t), path.sigma_slope(t, t)
-        skip = (sigma_rate * sigma + sd**2 * alpha_rate * alpha) / q**2
-        return skip, sd * (alpha_rate * sigma - sigma_rate * alpha) / q
+        variance = (share * sigma) ** 2 + (sd * alpha) ** 2  # q^2
+        skip = (share**2 * sigma_rate * sigma + sd**2 * alpha_rate * alpha) / variance
+        return skip, share * sd * (alpha_rate * sigma - sigma_rate * alpha) / self._scale(path, t)
 
     def target(self, path: Path, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """(sigma x - sd^2 alpha e) / (sd q), which does not divide by the noise level."""
+        """(sigma x - sd^2 alpha e) / (sd q), which does not divide by the noise level.
+
+        Raises:
+            ValueError: data are kept below a boundary, where the output counts for nothing.
+        """
+        if self.boundary > 0:
+            raise ValueError(
+                f"boundary={self.boundary} is for consistency models: a diffusion model takes boundary=0"
+            )
         q, sd = self._scale(path, t), self.sigma_data
         return expand(path.sigma(t) / (sd * q), x) * x - expand(sd * path.alpha(t) / q, x) * noise
 

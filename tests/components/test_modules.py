@@ -27,8 +27,10 @@ SOLVES = {"class_path": "zoo.flow.Teacher", "init_args": {"checkpoint": TEACHER,
 NO_DROPOUT = {"init_args.network.init_args.dropout": 0.0}
 
 
-def module(name: str, two_times: bool, **arguments: Any) -> ModuleCase:
-    arguments |= {"network": network(two_times), "seed": 0}
+def module(name: str, two_times: bool, more: dict[str, Any] | None = None, **arguments: Any) -> ModuleCase:
+    made = network(two_times)
+    made["init_args"] |= more or {}
+    arguments |= {"network": made, "seed": 0}
     return ModuleCase(
         model={"class_path": f"zoo.flow.{name}", "init_args": arguments},
         data=DIGITS,
@@ -46,6 +48,9 @@ CASES = {
     "MeanFlow, distilled by differences": module(
         "MeanFlow", True, preconditioning=EDM, teacher=SOLVES, tangent="network",
         derivative={"class_path": "zoo.flow.FiniteDifference"},
+    ),
+    "ImprovedMeanFlow": module(
+        "ImprovedMeanFlow", True, {"guidance": True, "velocity_depth": 1, "depth": 2}, omega=2.0
     ),
     "Diffusion": module(
         "Diffusion", False, preconditioning=EDM, uncertainty={"class_path": "zoo.flow.LogVariance"}

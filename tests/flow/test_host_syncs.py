@@ -18,6 +18,7 @@ from zoo.flow import (
     FiniteDifference,
     FlowModel,
     GridLevels,
+    ImprovedMeanFlow,
     LogVariance,
     MeanFlow,
     Teacher,
@@ -44,6 +45,9 @@ STAGES: dict[str, Any] = {
     ),
     "sCD": lambda: ConsistencyModel(network(False), EDM, ContinuousConsistency(), teacher(), seed=0),
     "mean flow": lambda: MeanFlow(network(True), omega=1.5, kappa=0.2, seed=0),
+    "improved mean flow": lambda: ImprovedMeanFlow(
+        DiT(8, 1, 4, width=16, depth=2, heads=2, num_classes=3, guidance=True, velocity_depth=1), seed=0
+    ),
     "MFD by differences": lambda: MeanFlow(
         network(True), preconditioning=EDM, teacher=teacher(), derivative=FiniteDifference(), seed=0
     ),

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from zoo.flow.grids import LogGrid as LogGrid
     from zoo.flow.guidance import Guided as Guided
     from zoo.flow.handover import hand_over as hand_over
+    from zoo.flow.improved_mean_flow import GuidanceDraws as GuidanceDraws
+    from zoo.flow.improved_mean_flow import improved_mean_flow_error as improved_mean_flow_error
+    from zoo.flow.improved_mean_flow_module import ImprovedMeanFlow as ImprovedMeanFlow
     from zoo.flow.levels import LogNormalLevels as LogNormalLevels
     from zoo.flow.levels import UniformLevels as UniformLevels
     from zoo.flow.mean_flow import adaptive as adaptive

@@ -2,9 +2,9 @@
 
 Between two stages the network may gain a second clock (diffusion -> mean flow) and may be read on another
 path. The first is exact because the new weights are zero where they meet the old ones (`two_time_state` of a
-network), the second because a preconditioning reads the same output on any path: the student's velocity *is*
-the teacher's at step 0. What cannot be exact is refused: another architecture, another preconditioning, a
-clock too few.
+network; `complete_state` for what else a network may gain), the second because a preconditioning reads the
+same output on any path: the student's velocity *is* the teacher's at step 0. What cannot be exact is refused:
+another architecture, another preconditioning, a clock too few.
 
 The official code of CMT's mean-flow branch leaves the new embedder at random values, so its student is not
 equal to its teacher when it starts.
@@ -23,8 +23,8 @@ def hand_over(network: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Fills ``network`` with the weights ``state``, widened to a second clock where only it has one.
 
     Args:
-        network: The network to fill, with `two_times` and `two_time_state` as those of `zoo.flow.networks`
-            have.
+        network: The network to fill, with `two_times`, `two_time_state` and, where it may gain more than a
+            clock, `complete_state`, as those of `zoo.flow.networks` have.
         state: A whole state dict of the same network, with one clock or two.
 
     Returns:
@@ -34,12 +34,14 @@ def hand_over(network: nn.Module, state: Mapping[str, Tensor]) -> str:
         ValueError: names or shapes differ.
     """
     own = network.state_dict()
+    complete = getattr(network, "complete_state", None)
+    state = dict(state) if complete is None else complete(dict(state))
     if not _differences(own, state):
         network.load_state_dict(state)
         return f"all {len(state)} tensors taken"
     widen = getattr(network, "two_time_state", None)
     if getattr(network, "two_times", False) and widen is not None and not _has_second_clock(network, state):
-        wide = widen(dict(state))
+        wide = widen(state)
         if not _differences(own, wide):
             network.load_state_dict(wide)
             check_second_clock_is_silent(network)

@@ -69,23 +69,34 @@ class FlowModel(nn.Module):
         """u(z, t, h): the mean velocity of states ``z`` (B, ...) over the last ``h`` = t - r."""
         return self.forward(z, t, h, label)
 
-    def forward(self, z: Tensor, t: Tensor, h: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        """The mean velocity over the last ``h`` = t - r, or the velocity where ``h`` is None."""
-        return _affine(self.preconditioning.velocity(self.path, t), z, self.output(z, t, h, label))
+    def forward(
+        self, z: Tensor, t: Tensor, h: Tensor | None = None, label: Tensor | None = None, **more: Any
+    ) -> Tensor:
+        """The mean velocity over the last ``h`` = t - r, or the velocity where ``h`` is None.
 
-    def eager(self, z: Tensor, t: Tensor, h: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        """The same past the network's compiled call and hooks, which know no forward-mode derivative."""
-        network = self.network.forward if isinstance(self.network, nn.Module) else self.network
-        output = self._output(network, z, t, h, label)
+        ``more`` is for networks that know more: ``guidance`` and ``head`` of a `zoo.flow.DiT`. Both heads
+        together come out as (2, B, ...).
+        """
+        output = self._output(self.network, z, t, h, label, **more)
         return _affine(self.preconditioning.velocity(self.path, t), z, output)
 
-    def _output(self, network: Any, z: Tensor, t: Tensor, h: Tensor | None, label: Tensor | None) -> Tensor:
+    def eager(
+        self, z: Tensor, t: Tensor, h: Tensor | None = None, label: Tensor | None = None, **more: Any
+    ) -> Tensor:
+        """The same past the network's compiled call and hooks, which know no forward-mode derivative."""
+        network = self.network.forward if isinstance(self.network, nn.Module) else self.network
+        output = self._output(network, z, t, h, label, **more)
+        return _affine(self.preconditioning.velocity(self.path, t), z, output)
+
+    def _output(
+        self, network: Any, z: Tensor, t: Tensor, h: Tensor | None, label: Tensor | None, **more: Any
+    ) -> Tensor:
         factor, clock = self.preconditioning.inputs(self.path, t)
         scaled = z if factor is None else expand(factor, z) * z
         if not t.ndim:  # one number for all; made where the states are, without waiting for the device
             clock = _filled(clock, z)
             h = None if h is None else _filled(h, z)
-        return network(scaled, clock, h, label)
+        return network(scaled, clock, h, label, **more)
 
 
 def _filled(number: Tensor, z: Tensor) -> Tensor:
@@ -96,5 +107,5 @@ def _filled(number: Tensor, z: Tensor) -> Tensor:
 def _affine(coefficients: tuple[Coefficient, Coefficient], z: Tensor, output: Tensor) -> Tensor:
     skip, out = coefficients
     if out is not None:
-        output = expand(out, output) * output
+        output = expand(out, z) * output  # also of two heads (2, B, ...)
     return output if skip is None else output + expand(skip, z) * z

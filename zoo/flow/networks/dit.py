@@ -5,7 +5,13 @@ embedder of MeanFlow (Geng et al. 2025, arXiv 2505.13447): the embeddings of t, 
 are summed. Parameters carry the names of SiT and REPA checkpoints, `h_embedder` that of the MeanFlow JAX
 code; positions are fixed. Differences: attention runs through `scaled_dot_product_attention`, and labels are
 dropped by whoever calls (the row ``num_classes`` of the table means "no class"), not in here.
+
+For improved mean flow (Geng et al. 2025, arXiv 2512.02012) it may know guidance, and have a second head for
+the instantaneous velocity with some last blocks of its own. Theirs is another transformer (conditions as
+tokens, rotary positions); here guidance is one more summand of the condition.
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +120,8 @@ class DiT(FlowNetwork):
         dropout: Probability of dropping a feature after each perceptron, in training.
         mlp_ratio: Hidden features of the perceptrons, in units of ``width``.
         two_times: Whether there is a second clock h = t - r, as for mean velocities.
+        guidance: Whether the network knows how its output is to be guided.
+        velocity_depth: Last blocks that a second head, for velocities, has for itself; 0 for no such head.
 
     >>> net = DiT(input_size=8, width=32, depth=2, heads=2)
     >>> net(torch.zeros(3, 1, 8, 8), torch.ones(3), torch.ones(3), torch.tensor([0, 9, 10])).shape
@@ -132,32 +140,45 @@ class DiT(FlowNetwork):
         dropout: float = 0.0,
         mlp_ratio: float = 4.0,
         two_times: bool = True,
+        guidance: bool = False,
+        velocity_depth: int = 0,
     ) -> None:
+        if not 0 <= velocity_depth <= depth:
+            raise ValueError(f"velocity_depth must be from 0 to depth ({depth}), got {velocity_depth}")
         if input_size % patch_size:
             raise ValueError(f"input_size ({input_size}) must be a multiple of patch_size ({patch_size})")
         if width % heads or width % 4:
             raise ValueError(f"width ({width}) must be a multiple of heads ({heads}) and of 4")
-        super().__init__((in_channels, input_size, input_size), width, num_classes, two_times)
+        shape = (in_channels, input_size, input_size)
+        super().__init__(shape, width, num_classes, two_times, guidance=guidance)
         self.patch_size = patch_size
         self.x_embedder = PatchEmbed(patch_size, in_channels, width)
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", grid_sinusoids(width, input_size // patch_size)[None])  # (1, T, D)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, dropout) for _ in range(depth))
         self.final_layer = FinalLayer(width, patch_size, in_channels)
+        self.velocity_blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio, dropout) for _ in range(velocity_depth)
+        )
+        self.velocity_layer = FinalLayer(width, patch_size, in_channels) if velocity_depth else None
         self._initialize()
 
+    @property
+    def velocity_head(self) -> bool:
+        """Whether it has a head for velocities."""
+        return self.velocity_layer is not None
+
     def _initialize(self) -> None:
-        for part in (*self.blocks, self.final_layer, self.x_embedder):
+        blocks: list[nn.Module] = [*self.blocks, *self.velocity_blocks]
+        finals = [layer for layer in (self.final_layer, self.velocity_layer) if layer is not None]
+        for part in (*blocks, *finals, self.x_embedder):
             for layer in part.modules():
                 if isinstance(layer, nn.Linear | nn.Conv2d):
                     nn.init.xavier_uniform_(layer.weight.flatten(1))
                     nn.init.zeros_(layer.get_parameter("bias"))
         # Zero gates make each block the identity at first, and a zero last layer makes the output zero.
-        zero = [part.adaLN_modulation for part in (*self.blocks, self.final_layer)] + [
-            self.final_layer.linear
-        ]
-        for layer in zero:
-            for parameter in layer.parameters():
+        for name, parameter in self.named_parameters():
+            if ".adaLN_modulation." in name or "_layer.linear." in name:
                 nn.init.zeros_(parameter)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
@@ -167,7 +188,36 @@ class DiT(FlowNetwork):
         x = tokens.reshape(-1, side, side, patch, patch, channels)
         return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, size, size)
 
-    def forward(self, z: Tensor, t: Tensor, h: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+    def complete_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``state`` with what guidance and a head for velocities begin as, where it has none.
+
+        The head begins as a copy of the last blocks: at h = 0 both heads are the same function.
+
+        Args:
+            state: State dict of this network, or of the same one without guidance or such a head.
+        """
+        state = super().complete_state(state)
+        if self.velocity_layer is None or any(name.startswith("velocity_") for name in state):
+            return state
+        shared = len(self.blocks) - len(self.velocity_blocks)
+        copies = {}
+        for name, value in state.items():
+            kind, _, rest = name.partition(".")
+            if kind == "final_layer":
+                copies[f"velocity_layer.{rest}"] = value.clone()
+            elif kind == "blocks" and (number := int(rest.split(".")[0])) >= shared:
+                copies[f"velocity_blocks.{number - shared}.{rest.partition('.')[2]}"] = value.clone()
+        return state | copies
+
+    def forward(
+        self,
+        z: Tensor,
+        t: Tensor,
+        h: Tensor | None = None,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+        head: Literal["mean", "velocity", "both"] = "mean",
+    ) -> Tensor:
         """The network's output F, for example the mean velocity of ``z`` between the times t - h and t.
 
         Args:
@@ -175,12 +225,28 @@ class DiT(FlowNetwork):
             t: Times (B,) in [0, 1].
             h: Steps t - r (B,), where 0 asks for the velocity at t; None for one clock.
             label: Classes (B,) in [0, num_classes]; None means "no class" for all.
+            guidance: Strength, first and last time of guidance (B, 3), for a network that knows it; None
+                for none.
+            head: The output "mean", the head for velocities, or both.
 
         Returns:
-            (B, C, S, S).
+            (B, C, S, S); (2, B, C, S, S) for both, the mean velocities first.
         """
-        condition = self.condition(t, h, label)  # (B, D)
+        condition = self.condition(t, h, label, guidance)  # (B, D)
         x = self.x_embedder(z.to(self.pos_embed.dtype)) + self.pos_embed  # (B, T, D)
-        for block in self.blocks:
+        shared = len(self.blocks) - len(self.velocity_blocks)
+        for block in self.blocks[:shared]:
             x = block(x, condition)
-        return self.unpatchify(self.final_layer(x, condition))
+        outputs = []
+        if head != "velocity":
+            outputs.append(self._branch(x, condition, self.blocks[shared:], self.final_layer))
+        if head != "mean":
+            if self.velocity_layer is None:
+                raise ValueError(f"this DiT has no head for velocities (head={head!r}): give velocity_depth")
+            outputs.append(self._branch(x, condition, self.velocity_blocks, self.velocity_layer))
+        return torch.stack(outputs) if len(outputs) == 2 else outputs[0]
+
+    def _branch(self, x: Tensor, condition: Tensor, blocks: nn.ModuleList, layer: FinalLayer) -> Tensor:
+        for block in blocks:
+            x = block(x, condition)
+        return self.unpatchify(layer(x, condition))

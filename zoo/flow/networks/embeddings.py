@@ -101,11 +101,37 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(label)
 
 
+class GuidanceEmbedder(nn.Module):
+    """Embeds how strongly, and from when to when, a network's own output is to be guided.
+
+    As in improved mean flow (Geng et al. 2025, arXiv 2512.02012) the strength w >= 1 enters as 1 - 1 / w,
+    which is 0 without guidance and stays below 1. The last layers are zero at first: a network that gains
+    this embedder computes what it did.
+
+    Args:
+        width: Output features.
+        frequencies: Number of sinusoidal features of each of the three numbers.
+    """
+
+    def __init__(self, width: int, frequencies: int = 256) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(TimeEmbedder(width, frequencies) for _ in range(3))
+        for part in self.parts:
+            nn.init.zeros_(part.mlp[2].weight)  # type: ignore[union-attr, index]
+
+    def forward(self, guidance: Tensor) -> Tensor:
+        """Embeds strengths, first and last times (B, 3) as (B, width)."""
+        omega, start, end = guidance.unbind(1)
+        strength, first, last = self.parts
+        return strength(1 - 1 / omega) + first(start) + last(end)
+
+
 class FlowNetwork(nn.Module):
     """What the networks of flows share: the condition, a sum of the embeddings of t, h and the label.
 
     A network F(z, t, h, label) has one clock, as denoisers and velocities do, or two, as mean velocities do.
-    With one it must be given ``h=None``. With two, ``h=None`` means 0.
+    With one it must be given ``h=None``. With two, ``h=None`` means 0. One that knows guidance also takes
+    ``guidance`` (B, 3): strength, first and last time; None stands for none, (1, 0, 1).
 
     Args:
         shape: Shape of one item.
@@ -114,6 +140,7 @@ class FlowNetwork(nn.Module):
             classes.
         two_times: Whether there is a second clock h = t - r.
         frequencies: Number of sinusoidal features of each time.
+        guidance: Whether it knows how its output is to be guided.
     """
 
     def __init__(
@@ -123,6 +150,7 @@ class FlowNetwork(nn.Module):
         num_classes: int | None,
         two_times: bool = True,
         frequencies: int = 256,
+        guidance: bool = False,
     ) -> None:
         super().__init__()
         check_classes(num_classes)
@@ -132,9 +160,19 @@ class FlowNetwork(nn.Module):
         self.t_embedder = TimeEmbedder(width, frequencies)
         self.h_embedder = TimeEmbedder(width, frequencies) if two_times else None
         self.y_embedder = None if num_classes is None else LabelEmbedder(num_classes, width)
+        if guidance and num_classes is None:
+            raise ValueError("guidance leads away from samples without a class: give num_classes")
+        self.guidance_embedder = GuidanceEmbedder(width, frequencies) if guidance else None
 
-    def condition(self, t: Tensor, h: Tensor | None, label: Tensor | None) -> Tensor:
-        """The condition (B, width) of times ``t``, steps ``h`` and classes ``label``, each (B,)."""
+    def condition(
+        self, t: Tensor, h: Tensor | None, label: Tensor | None, guidance: Tensor | None = None
+    ) -> Tensor:
+        """The condition (B, width) of times ``t``, steps ``h``, classes ``label``, each (B,), and guidance
+        (B, 3).
+
+        Raises:
+            ValueError: the network has no second clock, classes or guidance, and is given such.
+        """
         embedding = self.t_embedder(t)
         h = second_time(self, t, h)
         if h is not None and self.h_embedder is not None:
@@ -142,7 +180,26 @@ class FlowNetwork(nn.Module):
         label = known_label(self, t, label)
         if label is not None and self.y_embedder is not None:
             embedding = embedding + self.y_embedder(label)
+        if self.guidance_embedder is not None:
+            one = torch.ones_like(t)
+            none = torch.stack([one, torch.zeros_like(t), one], dim=1)
+            embedding = embedding + self.guidance_embedder(none if guidance is None else guidance)
+        elif guidance is not None:
+            raise ValueError(
+                f"this {type(self).__name__} knows no guidance: pass guidance=None, or build it with "
+                "guidance=True"
+            )
         return embedding
+
+    def complete_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``state`` with the embedder of guidance, silent at first, where it has none and this network has.
+
+        Args:
+            state: State dict of this network, or of the same one without guidance.
+        """
+        own = {k: v for k, v in self.state_dict().items() if k.startswith("guidance_embedder.")}
+        zero = {k: torch.zeros_like(v) for k, v in own.items() if ".mlp.2." in k}
+        return state if own.keys() & state.keys() else {**state, **own, **zero}
 
     def two_time_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state of this network of two clocks that computes, at every h, what ``state`` does with one.

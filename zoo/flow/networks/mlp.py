@@ -31,6 +31,7 @@ class MLP(FlowNetwork):
             classes.
         dropout: Probability of dropping a feature in each residual layer, in training.
         two_times: Whether there is a second clock h = t - r, as for mean velocities.
+        guidance: Whether the network knows how its output is to be guided.
 
     >>> MLP(dim=2, width=16, depth=1)(torch.zeros(5, 2), torch.ones(5), torch.ones(5)).shape
     torch.Size([5, 2])
@@ -44,15 +45,23 @@ class MLP(FlowNetwork):
         num_classes: int | None = None,
         dropout: float = 0.0,
         two_times: bool = True,
+        guidance: bool = False,
     ) -> None:
-        super().__init__((dim,), width, num_classes, two_times, frequencies=64)
+        super().__init__((dim,), width, num_classes, two_times, frequencies=64, guidance=guidance)
         self.z_embedder = nn.Linear(dim, width)
         self.layers = nn.ModuleList(ResidualLayer(width, dropout) for _ in range(depth))
         self.final_layer = nn.Linear(width, dim)
         nn.init.zeros_(self.final_layer.weight)
         nn.init.zeros_(self.final_layer.bias)
 
-    def forward(self, z: Tensor, t: Tensor, h: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,
+        t: Tensor,
+        h: Tensor | None = None,
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
         """The network's output F, for example the mean velocity of ``z`` between the times t - h and t.
 
         Args:
@@ -60,11 +69,13 @@ class MLP(FlowNetwork):
             t: Times (B,) in [0, 1].
             h: Steps t - r (B,), where 0 asks for the velocity at t; None for one clock.
             label: Classes (B,) in [0, num_classes]; None means "no class" for all.
+            guidance: Strength, first and last time of guidance (B, 3), for a network that knows it; None
+                for none.
 
         Returns:
             (B, dim).
         """
-        condition = self.condition(t, h, label)  # (B, D)
+        condition = self.condition(t, h, label, guidance)  # (B, D)
         x = self.z_embedder(z.to(self.z_embedder.weight.dtype)) + condition
         for layer in self.layers:
             x = layer(x, condition)

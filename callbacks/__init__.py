@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from zoo.callbacks.sample_grid import SampleGrid as SampleGrid
     from zoo.callbacks.sample_report import SampleReport as SampleReport
     from zoo.callbacks.sample_writer import SampleWriter as SampleWriter
+    from zoo.callbacks.trajectory_writer import TrajectoryWriter as TrajectoryWriter
     from zoo.callbacks.update_bar import UpdateBar as UpdateBar
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

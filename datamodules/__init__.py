@@ -18,5 +18,6 @@ if TYPE_CHECKING:
     from zoo.datamodules.image_folder import ImageFolder as ImageFolder
     from zoo.datamodules.latents import Latents as Latents
     from zoo.datamodules.mixture_1d import Mixture1D as Mixture1D
+    from zoo.datamodules.trajectories import Trajectories as Trajectories
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -3,7 +3,15 @@
 import pytest
 from callback_tester import CallbackCase, CallbackTester
 
-from zoo.callbacks import ExactResume, LossCurve, SampleGrid, SampleReport, SampleWriter, UpdateBar
+from zoo.callbacks import (
+    ExactResume,
+    LossCurve,
+    SampleGrid,
+    SampleReport,
+    SampleWriter,
+    TrajectoryWriter,
+    UpdateBar,
+)
 
 CASES = {
     "ExactResume": CallbackCase(
@@ -16,6 +24,7 @@ CASES = {
     "LossCurve": CallbackCase(active=LossCurve, inactive=LossCurve),
     "SampleReport": CallbackCase(active=SampleReport, inactive=SampleReport),
     "SampleWriter": CallbackCase(active=SampleWriter, inactive=SampleWriter),
+    "TrajectoryWriter": CallbackCase(active=TrajectoryWriter, inactive=TrajectoryWriter),
     "UpdateBar": CallbackCase(
         active=lambda: UpdateBar(1e-6), inactive=lambda: UpdateBar(1e9), single="multiple progress bar"
     ),

@@ -1,6 +1,7 @@
 """Every LightningModule of the zoo through `ModuleTester`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,15 @@ import pytest
 import torch
 from module_tester import ModuleCase, ModuleTester, build
 
+from zoo.flow.trajectories import Shard, write_shard
+
 DIGITS = {"class_path": "zoo.datamodules.Digits", "init_args": {"batch_size": 32, "seed": 0}}
 TEACHER = "{teacher}"  # stands for the checkpoint of `teacher`
+STORED = "{stored}"  # stands for the folder of `stored`
+TRAJECTORIES = {
+    "class_path": "zoo.datamodules.Trajectories",
+    "init_args": {"path": STORED, "batch_size": 32, "val_share": 0.25, "seed": 0},
+}
 
 
 def network(two_times: bool, dropout: float = 0.1) -> dict[str, Any]:
@@ -57,6 +65,9 @@ CASES = {
     ),
     "CMT of mean flow": module("CMT", True, preconditioning=EDM, teacher=SOLVES, pairs_per_trajectory=2),
     "CMT of consistency": module("CMT", False, preconditioning=EDM, teacher=SOLVES, start="data"),
+    "CMT of stored trajectories": replace(
+        module("CMT", True, preconditioning=EDM, teacher=None, pairs_per_trajectory=2), data=TRAJECTORIES
+    ),
     "ConsistencyModel, discrete": module(
         "ConsistencyModel", False, label_dropout=0.1,
         objective={
@@ -93,11 +104,27 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trajectories of three steps, of which nothing is asked but their form."""
+    folder = tmp_path_factory.mktemp("stored")
+    states = torch.randn(320, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    times = torch.tensor([80.0, 2.0, 0.5, 0.002], dtype=torch.float64)
+    states = states * times.float()[:, None, None, None]  # noise at first
+    index = torch.arange(320)
+    shard = Shard(states, times, index, index % 11, "VarianceExplodingPath()")  # label 10 is no class
+    write_shard(folder / "trajectories-0-00000.safetensors", shard)
+    return folder
+
+
 @pytest.fixture(scope="class", params=CASES)
-def case(request: pytest.FixtureRequest, teacher: Path) -> ModuleCase:
+def case(request: pytest.FixtureRequest, teacher: Path, stored: Path) -> ModuleCase:
     written = CASES[request.param]
-    model = json.loads(json.dumps(written.model).replace(TEACHER, str(teacher)))
-    return ModuleCase(model, written.data, without_dropout=written.without_dropout)
+
+    def placed(config: dict[str, Any]) -> dict[str, Any]:
+        return json.loads(json.dumps(config).replace(TEACHER, str(teacher)).replace(STORED, str(stored)))
+
+    return replace(written, model=placed(written.model), data=placed(written.data))
 
 
 class TestModules(ModuleTester):

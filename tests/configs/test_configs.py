@@ -62,6 +62,9 @@ def test_fit_test_predict(
     name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
+    if "ClassLabels" in (FOLDER / f"{name}.yaml").read_text():  # no data to fit on: a config of `zoo predict`
+        assert main(["predict", "--config", name, "--config", SHORT, "--return_predictions", "false"]) == 0
+        return
     assert main(["fit", "--config", name, "--config", SHORT]) == 0
     run = Path("runs", name, "version_0")
     with open(run / "metrics.csv", newline="") as file:

@@ -39,6 +39,7 @@ STAGES: dict[str, Any] = {
     "diffusion": lambda: Diffusion(network(False), EDM, uncertainty=LogVariance(8), seed=0),
     "CMT of mean flow": lambda: CMT(network(True), teacher(), EDM, 2, seed=0),
     "CMT of consistency": lambda: CMT(network(False), teacher(), EDM, start="data", seed=0),
+    "CMT of stored trajectories": lambda: CMT(network(True), None, EDM, 2, seed=0),
     "ECT": lambda: ConsistencyModel(network(False), EDM, seed=0),
     "CD": lambda: ConsistencyModel(
         network(False), EDM, DiscreteConsistency(GridLevels(mean=None), second_order=True), teacher(), seed=0
@@ -66,6 +67,9 @@ def test_a_step_asks_the_device_for_nothing(stage: str, monkeypatch: pytest.Monk
         "label": torch.empty(6, dtype=torch.long, device="meta"),
         "index": torch.arange(6),  # stays on the CPU, where the zoo's datamodules leave it
     }
+    if "stored" in stage:
+        batch["states"] = torch.empty(6, 4, 1, 8, 8, device="meta")
+        batch |= {"times": (80.0, 2.0, 0.5, 0.002), "path": "VarianceExplodingPath()"}
     loss = module._loss(batch, 0, "train", 3)
     loss.backward()
     assert loss.device.type == "meta"

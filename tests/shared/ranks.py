@@ -66,3 +66,27 @@ def predict_on_rank(folder: str) -> None:
         enable_progress_bar=False, callbacks=[SampleWriter()],
     )  # fmt: skip
     trainer.predict(_Numbered(), DataLoader(items, batch_size=2), return_predictions=False)
+
+
+class _Solves(LightningModule):
+    """Predicts trajectories whose states are the numbers of their items."""
+
+    def predict_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> dict[str, Any]:
+        index = batch["index"]
+        states = index[:, None, None].float().expand(-1, 3, 2)
+        shared = {"times": torch.tensor([2.0, 1.0, 0.5]), "path": "VarianceExplodingPath()", "origin": ""}
+        return {"states": states, "label": index % 3, "index": index, **shared}
+
+
+def store_on_rank(folder: str) -> None:
+    """Trajectories of eleven items by two processes, written by TrajectoryWriter."""
+    from torch.utils.data import DataLoader
+
+    from zoo.callbacks import TrajectoryWriter
+
+    items: Any = [{"index": torch.tensor(k)} for k in range(11)]
+    trainer = Trainer(
+        accelerator="cpu", strategy="ddp", devices=2, default_root_dir=folder, logger=False,
+        enable_progress_bar=False, callbacks=[TrajectoryWriter()],
+    )  # fmt: skip
+    trainer.predict(_Solves(), DataLoader(items, batch_size=2), return_predictions=False)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from zoo import rng
+from zoo.flow.distances import distance_to_targets
 from zoo.flow.mean_flow import squared_error
 from zoo.flow.paths import expand
 from zoo.flow.solvers import Trajectory
@@ -71,6 +72,23 @@ def draw_pairs(
     return first[chosen], second[chosen]
 
 
+def take_states(trajectory: Trajectory, places: Tensor) -> tuple[Tensor, Tensor]:
+    """The states (B * K, ...) and times (B * K,) at some places of each trajectory, item after item.
+
+    Args:
+        trajectory: States (M + 1, B, ...) and times (M + 1,).
+        places: (B, K) from 0, the noise, to M, the data.
+    """
+    states = trajectory.states
+    rows = (
+        torch.arange(states.shape[1], device=places.device)[:, None].expand_as(places).flatten()
+    )  # (B * K,)
+    places = places.flatten()
+    precise = torch.promote_types(states.dtype, torch.float32)
+    times = trajectory.times.to(states.device, precise, non_blocking=True)
+    return states[places, rows], times[places]
+
+
 def take_pairs(trajectory: Trajectory, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The states and times of pairs: (B * count, ...) twice and (B * count,) twice, item after item.
 
@@ -79,12 +97,8 @@ def take_pairs(trajectory: Trajectory, i: Tensor, j: Tensor) -> tuple[Tensor, Te
         i: Places (B, count) of the noisier states.
         j: Places (B, count) of the cleaner states.
     """
-    states = trajectory.states
-    rows = torch.arange(states.shape[1], device=i.device)[:, None].expand_as(i).flatten()  # (B * count,)
-    i, j = i.flatten(), j.flatten()
-    precise = torch.promote_types(states.dtype, torch.float32)
-    times = trajectory.times.to(states.device, precise, non_blocking=True)
-    return states[i, rows], states[j, rows], times[i], times[j]
+    (z, t), (end, r) = take_states(trajectory, i), take_states(trajectory, j)
+    return z, end, t, r
 
 
 def consistency_error(
@@ -96,11 +110,12 @@ def consistency_error(
         model: `zoo.flow.FlowModel` of the student.
         z: States (N, ...).
         t: Times (N,).
-        end: Last states of their trajectories (N, ...).
+        end: Last states of their trajectories: (N, ...), or (B, ...) for N / B pairs of each trajectory, item
+            after item, whose features a distance that has any then computes once (`distance_to_targets`).
         distance: (N, ...), (N, ...) -> (N,).
         label: Classes (N,), or None.
     """
-    return distance(model.denoise(z, t, label), end)
+    return distance_to_targets(distance, model.denoise(z, t, label), end)
 
 
 def mean_flow_pair_error(

@@ -6,13 +6,23 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from zoo.flow.cmt import consistency_error, draw_pairs, mean_flow_pair_error, pair_count, take_pairs
+from zoo.events import record
+from zoo.flow.cmt import (
+    consistency_error,
+    draw_pairs,
+    mean_flow_pair_error,
+    pair_count,
+    take_pairs,
+    take_states,
+)
 from zoo.flow.distances import SquaredDistance
 from zoo.flow.flow_module import FlowModule, checked_levels, frozen
 from zoo.flow.paths import LinearPath
 from zoo.flow.preconditioning import EDMPreconditioning, Preconditioning, VelocityPrediction
 from zoo.flow.samplers import sample_mean_flow
+from zoo.flow.solvers import Trajectory
 from zoo.flow.teacher import Teacher
+from zoo.flow.trajectories import StoredTrajectories, batch_trajectory, origin
 
 
 class CMT(FlowModule):
@@ -25,12 +35,19 @@ class CMT(FlowModule):
     Every item of a batch starts one trajectory from the prior, which needs no data: of a batch only ``label``
     (where the network has classes) and ``index`` are used, unless ``start`` is "data".
 
+    Trajectories may also be solved once and learned from many times: `zoo predict` with
+    ``predict="trajectories"`` and the callback `TrajectoryWriter` stores what the teacher makes, and the
+    datamodule `Trajectories` gives it back. Batches that carry ``states`` (B, M + 1, ...), the solver's
+    ``times``, the ``path`` they live on, ``index`` and ``label`` need no teacher. Their labels are those that
+    the teacher was given; ``label_dropout`` had its turn there and is left out.
+
     Logs ``train/loss`` and counts, over all processes and since the start: ``train/pairs`` (what papers call
     images seen), ``train/trajectories`` and ``train/teacher_calls`` (network evaluations on one item).
 
     Args:
         network: F(z, t, h, label), with ``two_times`` for a mean-flow student.
-        teacher: The frozen model with its solver.
+        teacher: The frozen model with its solver. It may be left out, and is not called, where batches carry
+            trajectories.
         preconditioning: What the network's output means; it must be the teacher's for the student to start as
             the teacher. EDM's if not given, or `VelocityPrediction` for a network with two clocks.
         pairs_per_trajectory: Pairs drawn from each trajectory; null takes all M, or M (M + 1) / 2.
@@ -39,6 +56,8 @@ class CMT(FlowModule):
         start: Where trajectories start: at the "prior", as in the paper, or at "data" with noise, as in its
             official code.
         label_dropout: Probability that a trajectory is made, and learned, without a class.
+        predict: What `zoo predict` makes: "samples" of the student, or "trajectories" of the teacher, those
+            of the first update of a training on the same items.
         sample_steps: Steps of the samples that `predict` makes.
         sample_levels: Noise levels of the first steps of a consistency student's samples; with more steps
             than levels, they are in geometric progression from 80 to 0.002.
@@ -53,12 +72,13 @@ class CMT(FlowModule):
     def __init__(
         self,
         network: nn.Module,
-        teacher: Teacher,
+        teacher: Teacher | None = None,
         preconditioning: Preconditioning | None = None,
         pairs_per_trajectory: int | None = None,
         distance: nn.Module | None = None,
         start: Literal["prior", "data"] = "prior",
         label_dropout: float = 0.1,
+        predict: Literal["samples", "trajectories"] = "samples",
         sample_steps: int = 1,
         sample_levels: list[float] = [80.0, 0.8],
         compile: bool = False,
@@ -95,57 +115,150 @@ class CMT(FlowModule):
                 "distance is for consistency students; a network with two clocks learns mean velocities by "
                 "the squared error: leave distance out, or build the network with two_times=False"
             )
-        total = pair_count(teacher.steps, self.two_times)
-        if pairs_per_trajectory is not None and not 1 <= pairs_per_trajectory <= total:
-            raise ValueError(
-                f"pairs_per_trajectory must be from 1 to {total}, which is what {teacher.steps} steps of the "
-                f"teacher give; got {pairs_per_trajectory}"
-            )
+        if predict not in ("samples", "trajectories"):
+            raise ValueError(f"predict must be 'samples' or 'trajectories', got {predict!r}")
+        if predict == "trajectories" and teacher is None:
+            raise ValueError("predict='trajectories' solves the teacher's flow: give teacher")
+        self.predict = predict
         self.pairs_per_trajectory = pairs_per_trajectory
+        if teacher is not None:
+            self._check_pairs(teacher.steps)
         self.start = start
         self.sample_levels = checked_levels(sample_levels)
-        self._frozen["teacher"] = teacher
+        if teacher is not None:
+            self._frozen["teacher"] = teacher
         self._frozen["distance"] = frozen(SquaredDistance() if distance is None else distance)
         self._counts = {"pairs": 0, "trajectories": 0, "teacher_calls": 0}
 
     def setup(self, stage: str) -> None:
-        """Checks the teacher against the student."""
-        super().setup(stage)
-        assert self.teacher is not None
-        if stage != "predict":
-            self.teacher.check_path(self.path)
+        """Checks the teacher, or the stored trajectories, against the student; loads the distance's weights.
 
-    def _loss(self, batch: Any, batch_idx: int, stage: str, step: int) -> Tensor:
+        Raises:
+            ValueError: there is neither, or it does not fit; or a weight file is missing.
+        """
+        super().setup(stage)
         teacher = self.teacher
-        assert teacher is not None
+        if stage == "predict":
+            if teacher is not None and self.predict == "trajectories":
+                teacher.load().check_student(self.shape, self.num_classes)
+            return
+        load = getattr(self._frozen["distance"], "load", None)
+        if load is not None:
+            load()
+        if self._stored is not None:
+            self._stored.check_student(self.shape, self.num_classes, self.path)
+            self._check_pairs(self._stored.steps)
+        elif teacher is not None:
+            teacher.check_path(self.path)
+        elif self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+            name = type(self.trainer.datamodule).__name__  # type: ignore[attr-defined]
+            raise ValueError(
+                f"CMT has no teacher, and {name} has no stored trajectories: give teacher, or the data "
+                "Trajectories"
+            )
+
+    @property
+    def _stored(self) -> StoredTrajectories | None:
+        """What the datamodule says of the trajectories in its batches, if there are any."""
+        return getattr(self.trainer.datamodule, "trajectories", None)  # type: ignore[attr-defined]
+
+    def _check_pairs(self, steps: int) -> None:
+        total, count = pair_count(steps, self.two_times), self.pairs_per_trajectory
+        if count is not None and not 1 <= count <= total:
+            raise ValueError(
+                f"pairs_per_trajectory must be from 1 to {total}, which is what {steps} steps of the "
+                f"teacher give; got {count}"
+            )
+
+    def on_fit_start(self) -> None:
+        """Takes the initial weights, and records how many trajectories there are to learn from."""
+        super().on_fit_start()
+        if self._stored is not None:
+            stored = self._stored
+            record(
+                self.trainer,
+                "trajectories_stored",
+                f"learning from {stored.count:,} stored trajectories of {stored.steps} steps; the teacher is "
+                "not called",
+                count=stored.count,
+                steps=stored.steps,
+            )
+
+    def on_predict_start(self) -> None:
+        """Puts the teacher where this module is, and notes what it is."""
+        if self.predict == "trajectories":
+            self._place_frozen()
+            assert self.teacher is not None
+            made = {"start": self.start, "label_dropout": self.label_dropout, "seed": self.seed}
+            self._origin = origin(self.teacher, **made)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Samples of a batch's labels, or trajectories of the teacher.
+
+        Returns:
+            As every stage, ``samples`` (B, ...), ``label`` (B,) and ``index`` (B,); or what
+            `TrajectoryWriter` writes: ``states`` (B, M + 1, ...), ``times`` (M + 1,), ``path``, ``origin``,
+            ``label`` (B,), as the teacher was given it, and ``index`` (B,).
+        """
+        if self.predict == "samples":
+            return super().predict_step(batch, batch_idx)
+        trajectory, label, index = self._solve(batch, batch_idx, "train", 0)
+        return {
+            "states": trajectory.states.transpose(0, 1),
+            "times": trajectory.times,
+            "path": repr(trajectory.path),
+            "origin": self._origin,
+            "label": label,
+            "index": index,
+        }
+
+    def _solve(
+        self, batch: Any, batch_idx: int, stage: str, step: int
+    ) -> tuple[Trajectory, Tensor | None, Tensor]:
+        """The teacher's trajectories for a batch on its own path, with the labels it was given."""
+        teacher = self.teacher
+        if teacher is None:
+            raise ValueError("CMT has no teacher, and the batch has no 'states': give one of the two")
         x, label, index = self._unpack(batch, batch_idx)
         index = index.cpu()  # waits for the device only where the index was moved there
         if label is not None:
             label, _ = self._drop_labels(label.to(self.device), index, stage, step)
         noise = self._noise(self.seed, step, index, f"{stage}/noise")
-        trajectory = teacher.trajectory(noise, label, x if self.start == "data" else None).on(self.path)
-        places = draw_pairs(
+        return teacher.trajectory(noise, label, x if self.start == "data" else None), label, index
+
+    def _loss(self, batch: Any, batch_idx: int, stage: str, step: int) -> Tensor:
+        if stored := isinstance(batch, dict) and "states" in batch:
+            _, label, index = self._unpack(batch, batch_idx, data=False)
+            dtype = next(self.network.parameters()).dtype
+            trajectory = batch_trajectory(batch, self.shape, self.path, dtype)
+            label = None if label is None else label.to(self.device)
+        else:
+            trajectory, label, index = self._solve(batch, batch_idx, stage, step)
+            trajectory = trajectory.on(self.path)
+        i, j = draw_pairs(
             self.seed,
             step,
             index.to(self.device, non_blocking=True),
-            teacher.steps,
+            len(trajectory.times) - 1,
             self.two_times,
             self.pairs_per_trajectory,
             f"{stage}/",
         )  # (B, K) twice
-        z, end, t, r = take_pairs(trajectory, *places)
-        pairs = len(t) // len(index)
+        pairs = i.shape[1]
         label = None if label is None else label.repeat_interleave(pairs)
         model = self.model
         if self.two_times:
+            z, end, t, r = take_pairs(trajectory, i, j)
             error = mean_flow_pair_error(model, z, t, end, r, label)
         else:
-            error = consistency_error(model, z, t, end, self._frozen["distance"], label)
+            z, t = take_states(trajectory, i)
+            error = consistency_error(model, z, t, trajectory.states[-1], self._frozen["distance"], label)
         loss = error.mean()
         training = stage == "train"
         self.log(f"{stage}/loss", loss.detach(), batch_size=len(t), sync_dist=not training, prog_bar=training)
         if training:
-            self._count(len(index), pairs, teacher.calls_per_trajectory)
+            calls = 0 if stored or self.teacher is None else self.teacher.calls_per_trajectory
+            self._count(len(index), pairs, calls)
         return loss
 
     def _count(self, trajectories: int, pairs: int, calls: int) -> None:

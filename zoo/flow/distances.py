@@ -1,16 +1,47 @@
 """Distances d(a, b) of two items, for consistency losses: from (B, ...) twice to (B,).
 
 A module takes any of these, or any other module from two (B, ...) to (B,); it is frozen and belongs to no
-checkpoint.
+checkpoint. A distance between features may offer its two halves, ``embed(x)``, a list of tensors (B, ...),
+and ``compare(a, b)`` of two such lists: what is compared often is then embedded once (`distance_to_targets`).
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.flow.mean_flow import squared_error
 from zoo.metrics.features import RandomFeatures
+
+
+def distance_to_targets(distance: Any, a: Tensor, targets: Tensor) -> Tensor:
+    """Distances (N,) where each target stands for N / B rows of ``a``, one item after the other.
+
+    All pairs of a trajectory have one target. The distance is that from ``targets`` repeated; a perceptual
+    one runs its network on each target once instead.
+
+    Args:
+        distance: (N, ...), (N, ...) -> (N,), maybe with ``embed`` and ``compare``.
+        a: (N, ...).
+        targets: (B, ...), where B divides N.
+
+    Raises:
+        ValueError: it does not.
+
+    >>> rows = torch.tensor([[0.0], [1.0], [2.0], [5.0]])
+    >>> distance_to_targets(SquaredDistance(), rows, torch.tensor([[0.0], [5.0]])).tolist()
+    [0.0, 1.0, 9.0, 0.0]
+    """
+    repeats, rest = divmod(len(a), len(targets))
+    if rest:
+        raise ValueError(f"the number of targets must divide that of rows, got {len(targets)} and {len(a)}")
+    if repeats == 1:
+        return distance(a, targets)
+    if not (hasattr(distance, "embed") and hasattr(distance, "compare")):
+        return distance(a, targets.repeat_interleave(repeats, 0))
+    features = [part.repeat_interleave(repeats, 0) for part in distance.embed(targets)]
+    return distance.compare(distance.embed(a), features)
 
 
 class SquaredDistance(nn.Module):
@@ -51,8 +82,16 @@ class RandomFeatureDistance(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Distances (B,) of ``a`` and ``b`` (B, channels, S, S)."""
-        total = self.pixels * squared_error(a, b, "mean")
-        for one, other in zip(self.features.maps(a), self.features.maps(b), strict=True):
+        return self.compare(self.embed(a), self.embed(b))
+
+    def embed(self, x: Tensor) -> list[Tensor]:
+        """The images ``x`` (B, channels, S, S) themselves, and their feature maps scale by scale."""
+        return [x, *self.features.maps(x)]
+
+    def compare(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
+        """Distances (B,) of what `embed` gave."""
+        total = self.pixels * squared_error(a[0], b[0], "mean")
+        for one, other in zip(a[1:], b[1:], strict=True):
             total = total + (one - other).square().sum(1).flatten(1).mean(1)
         return total
 

@@ -10,6 +10,7 @@ import importlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -92,20 +93,22 @@ def fit(
         callbacks.append(
             ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
         )
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        callbacks=callbacks,
-        logger=CSVLogger(folder, name=None, version="") if folder is not None else False,
-        enable_checkpointing=folder is not None,
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
-    torch.manual_seed(1)
-    trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    with TemporaryDirectory() as elsewhere:  # for the events of a run that has no folder
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            callbacks=callbacks,
+            logger=CSVLogger(folder, name=None, version="") if folder is not None else False,
+            enable_checkpointing=folder is not None,
+            default_root_dir=folder or elsewhere,
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **options,
+        )
+        torch.manual_seed(1)
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return trainer
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from zoo.flow.distances import distance_to_targets
 from zoo.io import save_tensors
 from zoo.metrics import LPIPS
 from zoo.metrics.lpips import packaged_heads
@@ -149,6 +150,51 @@ def test_bad_images(lpips: LPIPS) -> None:
         LPIPS("x", resize=8)
 
 
+def test_files_are_read_late(weights: str, lpips: LPIPS, tmp_path: Path) -> None:
+    """A config is checked where the files are not; whoever uses them is told."""
+    late = LPIPS(str(tmp_path / "vgg.pth"))
+    x = images(2, 17, 16)
+    with pytest.raises(ValueError, match=r"weights='.*vgg.pth': no such file"):
+        late(x, x)
+    (tmp_path / "vgg.pth").write_bytes(Path(weights).read_bytes())
+    torch.testing.assert_close(late(x, -x), lpips(x, -x))
+    (tmp_path / "vgg.pth").unlink()  # read once
+    assert late.load() is late and late(x, x).eq(0).all()
+
+
+def test_building_draws_nothing(weights: str) -> None:
+    """Random values that a file then replaces would shift every later draw of a run."""
+    state = torch.random.get_rng_state()
+    LPIPS(weights).load()
+    assert torch.random.get_rng_state().equal(state)
+
+
+def test_on_the_meta_device() -> None:
+    """Shapes without values: no file is read, and none can be."""
+    with torch.device("meta"):
+        shapes = LPIPS("none.pth")
+    x = torch.zeros(2, 3, 32, 32, device="meta", requires_grad=True)
+    distance = shapes(x, x.detach())
+    [gradient] = torch.autograd.grad(distance.sum(), x)
+    assert distance.is_meta and distance.shape == (2,) and gradient.shape == x.shape
+    with pytest.raises(ValueError, match="on the meta device, which holds no values"):
+        shapes.load()
+
+
+def test_targets_are_embedded_once(lpips: LPIPS) -> None:
+    """The pairs of a trajectory share a target: values and gradients are those of its copies."""
+    a, b = images(6, 18, 16), images(2, 19, 16)
+    found, seen = [], []
+    hook = lpips.features[0].register_forward_pre_hook(lambda layer, args: seen.append(len(args[0])))
+    for once in (False, True):
+        x = a.clone().requires_grad_()
+        distance = distance_to_targets(lpips, x, b) if once else lpips(x, b.repeat_interleave(3, 0))
+        found.append((distance.detach(), *torch.autograd.grad(distance.sum(), x)))
+    hook.remove()
+    torch.testing.assert_close(found[0], found[1])
+    assert seen == [6, 6, 2, 6]  # images through the network
+
+
 class Trap:
     """Executes when unpickled."""
 
@@ -161,25 +207,25 @@ def test_bad_files(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"weights='none.pth': no such file"):
-        LPIPS("none.pth")
+        LPIPS("none.pth").load()
     with pytest.raises(ValueError, match=r"heads='none.pth': no such file"):
-        LPIPS(weights, "none.pth")
+        LPIPS(weights, "none.pth").load()
     torch.save({"features.0.weight": Trap()}, "hostile.pth")
     with pytest.raises(ValueError, match="holds Python objects is refused"):
-        LPIPS("hostile.pth")
+        LPIPS("hostile.pth").load()
     assert not Path("trapped").exists()
     Path("cut.pth").write_bytes(Path(weights).read_bytes()[:5000])
     with pytest.raises(ValueError, match="A file cut short is damaged"):
-        LPIPS("cut.pth")
+        LPIPS("cut.pth").load()
     torch.save([torch.zeros(2)], "list.pth")
     with pytest.raises(ValueError, match="must hold a state dict"):
-        LPIPS("list.pth")
+        LPIPS("list.pth").load()
     torch.save({name: tensor for name, tensor in trunk.items() if "28" not in name}, "less.pth")
     with pytest.raises(ValueError, match=r"2 missing \(28.bias, 28.weight\)"):
-        LPIPS("less.pth")
+        LPIPS("less.pth").load()
     torch.save({"lin0.model.1.weight": torch.zeros(1, 64, 1, 1)}, "few.pth")
     with pytest.raises(ValueError, match=r"heads='few.pth' .* 4 missing"):
-        LPIPS(weights, "few.pth")
+        LPIPS(weights, "few.pth").load()
     torch.save(trunk | {"features.0.bias": torch.zeros(3)}, "shape.pth")
     with pytest.raises(ValueError, match=r"0.bias is \(3,\) instead of \(64,\)"):
-        LPIPS("shape.pth")
+        LPIPS("shape.pth").load()

@@ -7,6 +7,7 @@ nothing, and the weight files are read as tensors only.
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,10 @@ class LPIPS(nn.Module):
 
     As CMT does, images go in at their own size and are not clamped to [-1, 1].
 
+    The files are read by `load`, at first use at the latest, so that a config can be checked where they are
+    not. `zoo.flow.CMT` loads them before training starts. On the meta device, which holds no values, none is
+    read.
+
     Args:
         weights: VGG16 as torchvision publishes it (``vgg16-397923af.pth``), or a ``.safetensors`` file of the
             same names; its classifier is not needed.
@@ -41,7 +46,7 @@ class LPIPS(nn.Module):
         clamp: Clamp the images to [-1, 1] first.
 
     Raises:
-        ValueError: a file is missing, damaged, or holds other weights.
+        ValueError: ``resize`` is too small.
     """
 
     shift: Tensor
@@ -54,29 +59,48 @@ class LPIPS(nn.Module):
         if resize is not None and resize < 16:
             raise ValueError(f"resize must be at least 16, which four poolings make 1, got {resize}")
         self.resize, self.clamp = resize, clamp
-        layers: list[nn.Module] = []
-        channels = 3
-        for width in _VGG16:
-            if isinstance(width, int):
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-                channels = width
-            else:
-                layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
-        self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in _WIDTHS)
-        trunk = {
-            name.removeprefix("features."): tensor
-            for name, tensor in read_weights(weights, "weights").items()
-            if name.startswith("features.")
-        }
-        fill(self.features, trunk, f"weights={weights!r} (names features.0.weight, ...)")
-        linear = read_weights(packaged_heads() if heads is None else heads, "heads")
-        # lin0.model.1.weight, since dropout is model.0
-        renamed = {name.removeprefix("lin").replace(".model.1", ""): value for name, value in linear.items()}
-        fill(self.heads, renamed, f"heads={heads!r} (names lin0.model.1.weight, ...)")
+        self.weights_file, self.heads_file = weights, packaged_heads() if heads is None else heads
+        self._loaded = False
+        # Made without values: `load` gives them, and random ones would be drawn for nothing.
+        with torch.device("meta"):
+            layers: list[nn.Module] = []
+            channels = 3
+            for width in _VGG16:
+                if isinstance(width, int):
+                    layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                    channels = width
+                else:
+                    layers.append(nn.MaxPool2d(2))
+            self.features = nn.Sequential(*layers)
+            self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in _WIDTHS)
+        self.to_empty(device=torch.get_default_device())
         for name, values in (("shift", _SHIFT), ("scale", _SCALE)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         self.requires_grad_(False).eval()
+
+    def load(self) -> Self:
+        """Reads the weight files, once.
+
+        Raises:
+            ValueError: a file is missing, damaged, or holds other weights; or this module is on the meta
+                device.
+        """
+        if self._loaded:
+            return self
+        if self.shift.is_meta:
+            raise ValueError("LPIPS is on the meta device, which holds no values: build it on another one")
+        trunk = {
+            name.removeprefix("features."): tensor
+            for name, tensor in read_weights(self.weights_file, "weights").items()
+            if name.startswith("features.")
+        }
+        fill(self.features, trunk, f"weights={self.weights_file!r} (names features.0.weight, ...)")
+        linear = read_weights(self.heads_file, "heads")
+        # lin0.model.1.weight, since dropout is model.0
+        renamed = {name.removeprefix("lin").replace(".model.1", ""): value for name, value in linear.items()}
+        fill(self.heads, renamed, f"heads={str(self.heads_file)!r} (names lin0.model.1.weight, ...)")
+        self._loaded = True
+        return self
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Distances of images, pair by pair.
@@ -89,17 +113,27 @@ class LPIPS(nn.Module):
             (B,), at least 0.
 
         Raises:
-            ValueError: they are no images of one shape, or too small.
+            ValueError: they are no images of one shape, or too small; or a weight file cannot be read.
         """
         if a.shape != b.shape:
             raise ValueError(f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
-        total = a.new_zeros(len(a))
-        for head, one, other in zip(self.heads, self._unit(a), self._unit(b), strict=True):
+        return self.compare(self.embed(a), self.embed(b))
+
+    def compare(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
+        """Distances (B,) of what `embed` gave for two sets of images."""
+        total = a[0].new_zeros(len(a[0]))
+        for head, one, other in zip(self.heads, a, b, strict=True):
             total = total + head((one - other).square()).flatten(1).mean(1)
         return total
 
-    def _unit(self, x: Tensor) -> list[Tensor]:
-        """Features (B, width, h, w) at each depth, of unit length at each position."""
+    def embed(self, x: Tensor) -> list[Tensor]:
+        """Features (B, width, h, w) at each depth, of unit length at each position.
+
+        Args:
+            x: Images (B, C, H, W), as `forward` takes them.
+        """
+        if not self._loaded and not self.shift.is_meta:
+            self.load()
         if x.ndim != 4 or x.shape[1] not in (1, 3) or (self.resize is None and min(x.shape[2:]) < 16):
             raise ValueError(
                 f"LPIPS takes images (B, 3, H, W) or (B, 1, H, W) with sides of at least 16 (or resize=...), "

@@ -5,7 +5,7 @@ path in float64 on the CPU.
 """
 
 import math
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -13,9 +13,11 @@ from torch import Tensor
 from zoo.flow.paths import Path
 
 
-class Grid(Protocol):
+class Grid(ABC):
     """A function from the number of steps and a path to times (steps + 1,)."""
 
+    # No Protocol: a config's parser takes one with a `__call__` alone for a factory of what that returns.
+    @abstractmethod
     def __call__(self, steps: int, path: Path) -> Tensor:
         """Decreasing times of ``path``, float64."""
 
@@ -35,7 +37,7 @@ def check_steps(steps: int) -> None:
         raise ValueError(f"steps must be at least 1, got {steps}")
 
 
-class LogGrid:
+class LogGrid(Grid):
     """Noise levels in geometric progression: even in ln(s), as in DPM-Solver and CMT's official code.
 
     Args:
@@ -59,7 +61,7 @@ class LogGrid:
         return _from_levels(self.start * (self.end / self.start) ** share, path)
 
 
-class KarrasGrid:
+class KarrasGrid(Grid):
     """The grid of EDM (Karras et al. 2022, arXiv 2206.00364, equation 5): even in s^(1 / rho), then 0.
 
     Args:
@@ -88,7 +90,7 @@ class KarrasGrid:
         return _from_levels(torch.cat([levels, levels.new_zeros(1)]), path)
 
 
-class EvenGrid:
+class EvenGrid(Grid):
     """Even times of the linear path, if wanted shifted towards the noise: t' = S t / (1 + (S - 1) t).
 
     The shift is that of SD3 (Esser et al. 2024, arXiv 2403.03206) for larger images, and of RAE.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from zoo.flow.flow_module import FlowModule
 from zoo.flow.improved_mean_flow import GuidanceDraws, improved_mean_flow_error
 from zoo.flow.mean_flow import adaptive
+from zoo.flow.mean_flow_module import draw_items
 from zoo.flow.paths import LinearPath
 from zoo.flow.preconditioning import Preconditioning, VelocityPrediction
 from zoo.flow.samplers import sample_mean_flow
@@ -116,33 +117,23 @@ class ImprovedMeanFlow(FlowModule):
         self.sample_guidance = (omega, guidance_start, guidance_end)
 
     def _loss(self, batch: Any, batch_idx: int, stage: str, step: int) -> Tensor:
-        x, label, index = self._unpack(batch, batch_idx)
-        index = index.cpu()  # waits for the device only where the index was moved there
-        t, r = self.times(self.seed, step, index, f"{stage}/")
-        # The items with a derivative come first. Counting them here, on the CPU, costs no host sync.
-        order = (r < t).argsort(descending=True, stable=True)
-        count = int((r < t).sum())
-        t, r, index = t[order], r[order], index[order]
-        rows = order.to(x.device, non_blocking=True)
-        x = x[rows]
-        noise = self._noise(self.seed, step, index, f"{stage}/noise", x.dtype)
-        if label is not None:
-            label, dropped = self._drop_labels(label[rows], index, stage, step)
+        items = draw_items(self, self.times, batch, batch_idx, stage, step)
+        x, count = items.x, items.count
         given = omega = guided = None
-        if self.knows_guidance and label is not None:
-            drawn = self.draws(self.seed, step, index, f"{stage}/")  # (B, 3)
+        if self.knows_guidance:
+            drawn = self.draws(self.seed, step, items.index, f"{stage}/")  # (B, 3)
             drawn[count:, 1], drawn[count:, 2] = 0.0, 1.0  # where r = t, velocities are guided at all times
-            inside = (drawn[:, 1] <= t) & (t <= drawn[:, 2])
+            inside = (drawn[:, 1] <= items.times) & (items.times <= drawn[:, 2])
             strength = torch.where(inside, drawn[:, 0], 1.0)
-            guided = ((strength > 1) & ~dropped).nonzero()[:, 0].to(x.device, non_blocking=True)
+            guided = ((strength > 1) & ~items.dropped).nonzero()[:, 0].to(x.device, non_blocking=True)
             given, omega = self._to_device(drawn, x.dtype), self._to_device(strength, x.dtype)
         error, velocity_error = improved_mean_flow_error(
             self.model,
             x,
-            noise,
-            self._to_device(t, x.dtype),
-            self._to_device(t - r, x.dtype),
-            label,
+            items.noise,
+            items.t,
+            items.h,
+            items.label,
             given,
             omega,
             count,

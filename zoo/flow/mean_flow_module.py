@@ -1,5 +1,6 @@
 """The LightningModule `MeanFlow`: from a batch to the loss of `zoo.flow.mean_flow`, and to samples."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -15,6 +16,53 @@ from zoo.flow.samplers import sample_mean_flow
 from zoo.flow.tangent import FiniteDifference, total_derivative
 from zoo.flow.teacher import Teacher
 from zoo.flow.times import MeanFlowTimes
+
+
+@dataclass(frozen=True)
+class Items:
+    """A batch with its draws, those with a derivative first.
+
+    Attributes:
+        x: Data (B, ...).
+        noise: Standard normal (B, ...).
+        t: Times (B,).
+        h: Steps t - r (B,).
+        label: Classes (B,) of which some were dropped, or None.
+        count: How many items have h > 0.
+        index: Numbers of the items (B,), on the CPU.
+        times: Times (B,) in float64, on the CPU.
+        dropped: Which labels were dropped (B,), on the CPU; none without classes.
+    """
+
+    x: Tensor
+    noise: Tensor
+    t: Tensor
+    h: Tensor
+    label: Tensor | None
+    count: int
+    index: Tensor
+    times: Tensor
+    dropped: Tensor
+
+
+def draw_items(
+    module: FlowModule, times: MeanFlowTimes, batch: Any, batch_idx: int, stage: str, step: int
+) -> Items:
+    """What a loss of mean flow needs of a batch; what is counted is counted on the CPU, without a sync."""
+    x, label, index = module._unpack(batch, batch_idx)
+    index = index.cpu()  # waits for the device only where the index was moved there
+    t, r = times(module.seed, step, index, f"{stage}/")
+    order = (r < t).argsort(descending=True, stable=True)
+    count = int((r < t).sum())
+    t, r, index = t[order], r[order], index[order]
+    rows = order.to(x.device, non_blocking=True)
+    x = x[rows]
+    noise = module._noise(module.seed, step, index, f"{stage}/noise", x.dtype)
+    dropped = torch.zeros(len(index), dtype=torch.bool)
+    if label is not None:
+        label, dropped = module._drop_labels(label[rows], index, stage, step)
+    moved = module._to_device(t, x.dtype), module._to_device(t - r, x.dtype)
+    return Items(x, noise, *moved, label, count, index, t, dropped)
 
 
 class MeanFlow(FlowModule):
@@ -143,32 +191,21 @@ class MeanFlow(FlowModule):
         return self.omega != 1 or self.kappa != 0
 
     def _loss(self, batch: Any, batch_idx: int, stage: str, step: int) -> Tensor:
-        x, label, index = self._unpack(batch, batch_idx)
-        index = index.cpu()  # waits for the device only where the index was moved there
-        t, r = self.times(self.seed, step, index, f"{stage}/")
-        # The items with a derivative come first. Counting them here, on the CPU, costs no host sync.
-        order = (r < t).argsort(descending=True, stable=True)
-        count = int((r < t).sum())
-        t, r, index = t[order], r[order], index[order]
-        rows = order.to(x.device, non_blocking=True)
-        x = x[rows]
-        noise = self._noise(self.seed, step, index, f"{stage}/noise", x.dtype)
+        items = draw_items(self, self.times, batch, batch_idx, stage, step)
         guided = None
-        if label is not None:
-            label, dropped = self._drop_labels(label[rows], index, stage, step)
-            if self.guided:
-                inside = (self.guidance_start <= t) & (t <= self.guidance_end) & ~dropped
-                guided = inside.nonzero()[:, 0].to(x.device, non_blocking=True)
-        t, h = self._to_device(t, x.dtype), self._to_device(t - r, x.dtype)
+        if self.guided:
+            t = items.times
+            inside = (self.guidance_start <= t) & (t <= self.guidance_end) & ~items.dropped
+            guided = inside.nonzero()[:, 0].to(items.x.device, non_blocking=True)
         teacher = self.teacher
         error = mean_flow_error(
             self._mean_velocity(),
-            x,
-            noise,
-            t,
-            h,
-            label,
-            count,
+            items.x,
+            items.noise,
+            items.t,
+            items.h,
+            items.label,
+            items.count,
             guided,
             self.omega,
             self.kappa,
@@ -178,8 +215,8 @@ class MeanFlow(FlowModule):
             self.derivative,
         )  # (B,)
         loss = adaptive(error, self.power, self.eps).mean()
-        per_value = error.detach() if self.reduction == "mean" else error.detach() / x[0].numel()
-        self._log(stage, loss.detach(), per_value, count)
+        per_value = error.detach() if self.reduction == "mean" else error.detach() / items.x[0].numel()
+        self._log(stage, loss.detach(), per_value, items.count)
         return loss
 
     def _mean_velocity(self) -> nn.Module:

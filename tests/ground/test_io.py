@@ -103,6 +103,24 @@ def test_a_file_cut_short_is_found(tmp_path: Path, keep: int) -> None:
         io.load_tensors(path)
 
 
+def test_a_mapped_file_is_read_where_it_is_used(tmp_path: Path) -> None:
+    """Lazily no sum is compared, but a file cut short is found."""
+    path = tmp_path / "x.safetensors"
+    io.save_tensors(path, {"x": torch.arange(100.0)}, {"note": "kept"})
+    tensors, metadata = io.load_tensors(path, lazy=True)
+    assert tensors["x"].equal(torch.arange(100.0)) and metadata == {"note": "kept"}
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    changed, _ = io.load_tensors(path, lazy=True)
+    assert not changed["x"].equal(torch.arange(100.0))
+    with pytest.raises(ValueError, match="differs from its sha256"):
+        io.load_tensors(path)
+    path.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        io.load_tensors(path, lazy=True)
+
+
 def test_sums_see_dtype_and_shape() -> None:
     zeros = torch.zeros(4)
     sums = {io.sha256(t) for t in (zeros, zeros.reshape(2, 2), zeros.int(), zeros.double(), zeros + 1)}

@@ -27,7 +27,8 @@ class Trajectories(SplitDataModule):
 
     Files are mapped, not loaded: they may be larger than the memory. A trajectory of M steps takes (M + 1)
     times the numbers of an item, four bytes each, or two in float16: with 16 steps 209 or 104 kB on CIFAR-10,
-    so 100,000 of them 21 or 10 GB.
+    so 100,000 of them 21 or 10 GB. Nobody reads such a file as a whole, so the checksums that it carries are
+    not looked at (`zoo.io.load_tensors` does that); its lengths are.
 
     Batches are dicts: ``states`` (B, M + 1, ...) float32 from noise to data, ``label`` (B,) int64, if there
     are any, as the teacher was given them, ``index`` (B,) int64, the number that the trajectory was made

@@ -91,6 +91,41 @@ def test_training_states_and_both_weights(old: bool, tmp_path: Path) -> None:
         assert info["weights"] == weights and len(info["source_sha256"]) == 64
 
 
+@pytest.mark.parametrize("weights", ["ema", "net"])
+def test_mean_flow_of_cifar(weights: Any, tmp_path: Path) -> None:
+    """One state dict holds the network, its averages and a counter; the network has two clocks."""
+    sizes = {"input_size": 8, "width": 8, "width_multipliers": [1, 2], "blocks": 1, "attention_sizes": [4]}
+    networks = {
+        name: wake(
+            SongUNet(**sizes, time_multiplier=2, resample_filter=[1, 3, 3, 1], augment_dim=6), seed=seed
+        )
+        for seed, name in enumerate(("net", "net_ema", "net_ema1"))
+    }
+    state = {
+        f"{kind}.{name.removeprefix('net_ema.')}": value
+        for kind, network in networks.items()
+        for name, value in official_state(network).items()
+    }
+    name = "enc.4x4_block0.qkv.weight"  # all queries come first, where ours alternate with keys and values
+    assert state[f"net.{name}"][:16].equal(networks["net"].state_dict()[name][::3])
+    contents = {
+        "model": {"num_updates": torch.tensor(3), **state},
+        "epoch": 2,
+        "args": argparse.Namespace(a=1),
+    }
+    torch.save(contents, tmp_path / "x.pth")
+    info = convert_checkpoint(tmp_path / "x.pth", tmp_path / "x.safetensors", weights)
+    assert info["preconditioning"] == {"class": "VelocityPrediction"} and not info["left_out"]
+    got = load_converted(tmp_path / "x.safetensors").network
+    network = networks["net_ema" if weights == "ema" else "net"]
+    generator = torch.Generator().manual_seed(2)
+    z, t = torch.randn(3, 3, 8, 8, generator=generator), torch.rand(3, generator=generator)
+    assert got(z, t, t / 2).equal(network(z, t, t / 2))
+    back = official_state(got)
+    assert back.keys() == {name for name in state if name.startswith("net_ema.")}
+    assert all(value.equal(state[name]) for name, value in back.items()) == (weights == "ema")
+
+
 def test_one_network_alone_is_both_weights(tmp_path: Path) -> None:
     network = wake(UNETS["adm"]())
     with_state = {f"model.{name}": value for name, value in network.state_dict().items()}

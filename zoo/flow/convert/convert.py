@@ -9,8 +9,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zoo.flow.convert.attention import join_attention, split_attention
 from zoo.flow.convert.clock import drop_variance, flip_clock
-from zoo.flow.convert.layouts import Clock, Recipe, recognize
+from zoo.flow.convert.layouts import AVERAGE, CURRENT, Clock, Recipe, recognize
 from zoo.flow.convert.modules import Contents, contents, is_network
 from zoo.flow.convert.tensors import read_checkpoint
 from zoo.flow.networks.dhariwal_unet import DhariwalUNet
@@ -135,6 +136,8 @@ def official_state(network: nn.Module, clock: Clock = "data_at_0") -> dict[str, 
         if clock == "data_at_1":
             return flip_clock(state)
         return {name.replace("h_embedder.", "r_embedder."): value for name, value in state.items()}
+    if isinstance(network, SongUNet) and network.two_times:
+        return {AVERAGE + name: value for name, value in split_attention(state).items()}
     for kind, prefix in ((SongUNet, "model."), (DhariwalUNet, "model."), (EDM2UNet, "unet.")):
         if isinstance(network, kind):
             return {prefix + name: value for name, value in state.items()}
@@ -146,6 +149,10 @@ def official_state(network: nn.Module, clock: Clock = "data_at_0") -> dict[str, 
 
 def _select(value: Any, weights: str) -> Any:
     """The network that is wanted; a file of one network has no choice."""
+    whole = value.get("model", value) if isinstance(value, dict) else None
+    if isinstance(whole, dict) and any(str(name).startswith(AVERAGE) for name in whole):
+        prefix = AVERAGE if weights == "ema" else CURRENT
+        return {name: item for name, item in whole.items() if str(name).startswith(prefix)}
     if is_network(value):
         return value
     if not isinstance(value, dict):
@@ -178,6 +185,8 @@ def _state(found: Contents, recipe: Recipe) -> dict[str, Tensor]:
             _check_filter(name, value, recipe.arguments.get("resample_filter", [1, 1]))
     if recipe.variance_rows:
         state = drop_variance(state, recipe.arguments["patch_size"], recipe.arguments["in_channels"])
+    if recipe.attention_apart:
+        state = join_attention(state)
     return flip_clock(state) if recipe.clock == "data_at_1" else state
 
 

@@ -7,6 +7,9 @@ a few; whatever is left over, missing or of another shape is an error.
 * EDM2 (Karras et al. 2023, arXiv 2312.02696): ``unet.*``; the learned uncertainty ``logvar_*`` is left out.
 * SiT (Ma et al. 2024, arXiv 2401.08740), REPA (Yu et al. 2024, arXiv 2410.06940), MeanFlow in PyTorch: a DiT.
   REPA's ``projectors.*`` are left out; the second clock of the latter is called ``r_embedder``.
+* MeanFlow on CIFAR-10 in PyTorch: a SongUNet with two clocks, in one state dict as ``net.*`` with its average
+  ``net_ema.*`` (and others of other decays, ``net_ema1.*`` and so on, which are not taken). Its attention has
+  queries, keys and values one after another, where EDM's alternate.
 """
 
 import math
@@ -17,6 +20,7 @@ from typing import Any, Literal
 from zoo.flow.convert.modules import Contents
 
 Clock = Literal["data_at_0", "data_at_1"]
+CURRENT, AVERAGE = "net.", "net_ema."  # before the names of MeanFlow's CIFAR-10 network
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published widths of DiT and SiT
 
 
@@ -32,6 +36,7 @@ class Recipe:
         left_out: Names of tensors that have no place in the network.
         variance_rows: Whether the last layer has a second half of channels, a variance, to be left out.
         clock: Where its data are.
+        attention_apart: Whether queries, keys and values come one after another, rather than alternating.
     """
 
     network: str
@@ -41,6 +46,7 @@ class Recipe:
     left_out: list[str] = field(default_factory=list)
     variance_rows: bool = False
     clock: Clock = "data_at_0"
+    attention_apart: bool = False
 
 
 def recognize(found: Contents, heads: int | None = None, clock: Clock | None = None) -> Recipe:
@@ -55,7 +61,7 @@ def recognize(found: Contents, heads: int | None = None, clock: Clock | None = N
         ValueError: it is of no known layout, or of one that needs ``heads`` or ``clock``.
     """
     shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
-    for prefix in ("model.", "unet.", "module.", ""):
+    for prefix in ("model.", "unet.", "module.", CURRENT, AVERAGE, ""):
         inner = {name.removeprefix(prefix): s for name, s in shapes.items() if name.startswith(prefix)}
         if "emb_fourier.freqs" in inner and "out_gain" in inner:
             return _edm2(found, inner, prefix, heads)
@@ -75,7 +81,9 @@ def _edm(found: Contents, shapes: Mapping[str, Sequence[int]], prefix: str, head
     arguments = _unet(shapes)
     outputs = arguments.pop("outputs")
     first = arguments.pop("first")
+    two_times = prefix in (CURRENT, AVERAGE)
     features, condition = shapes["map_layer0.weight"][1], shapes["map_layer0.weight"][0]
+    features //= 2 if two_times else 1
     width = first if is_song else features
     arguments |= {
         "width": width,
@@ -83,7 +91,7 @@ def _edm(found: Contents, shapes: Mapping[str, Sequence[int]], prefix: str, head
         "num_classes": shapes["map_label.weight"][1] if "map_label.weight" in shapes else None,
         "augment_dim": shapes["map_augment.weight"][1] if "map_augment.weight" in shapes else 0,
         "condition_multiplier": _times(condition, width, "features of the condition"),
-        "two_times": False,
+        "two_times": two_times,
     }
     if is_song:
         numbers = {attributes.get("num_heads", 0) for attributes in found.attributes.values()}
@@ -104,7 +112,8 @@ def _edm(found: Contents, shapes: Mapping[str, Sequence[int]], prefix: str, head
         "SongUNet" if is_song else "DhariwalUNet",
         arguments,
         {prefix + name: name for name in shapes},
-        _edm_reading(found),
+        {"class": "VelocityPrediction"} if two_times else _edm_reading(found),
+        attention_apart=two_times,
     )
 
 

@@ -1,18 +1,19 @@
-"""Every bundled config, through the command line: fit, test and predict for a few updates."""
+"""The bundled configs through the command line: those of small scale fit, test and predict for a few updates.
+
+Those of full scale are in test_recipes.
+"""
 
 import csv
 import re
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import yaml
+from bundled import FOLDER, NAMES, OVERLAYS, RECIPES, SMALL
 
 from zoo.cli import main
 
 SHORT = str(Path(__file__).parent / "short.yaml")
-FOLDER = Path(str(files("zoo.configs")))
-NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
 
 
 def starts_from(name: str) -> list[str]:
@@ -22,7 +23,7 @@ def starts_from(name: str) -> list[str]:
 
 
 def ordered() -> list[str]:
-    """All names, each after those it starts from."""
+    """The small configs, each after those it starts from."""
     done: list[str] = []
 
     def add(name: str) -> None:
@@ -31,7 +32,7 @@ def ordered() -> list[str]:
         if name not in done:
             done.append(name)
 
-    for name in NAMES:
+    for name in SMALL:
         add(name)
     return done
 
@@ -43,7 +44,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_are_configs() -> None:
-    assert {"quickstart", "flow/eight_gaussians", "flow/digits_mean_flow"} <= set(NAMES)
+    assert {"quickstart", "flow/eight_gaussians", "flow/digits_mean_flow"} <= set(SMALL)
+    assert {"flow/cifar10/cmt", "flow/imagenet512/ecd"} <= set(
+        RECIPES
+    ) and "flow/strict_official/cmt" in OVERLAYS
+    assert sorted(SMALL + RECIPES + OVERLAYS) == NAMES
+    # What is small says so: it asks for no GPU.
+    assert all(
+        re.search(r"^  accelerator: cpu$", (FOLDER / f"{name}.yaml").read_text(), re.M) for name in SMALL
+    )
 
 
 def test_stages_come_in_order() -> None:

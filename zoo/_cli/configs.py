@@ -13,9 +13,10 @@ def folder() -> Path:
 
 
 def names() -> list[str]:
-    """Names of the bundled configs, in order."""
+    """Names of the bundled configs, in order: a folder's own before those of its sub-folders."""
     root = folder()
-    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    found = [path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")]
+    return sorted(found, key=lambda name: (name.count("/"), name))
 
 
 def find(value: str) -> Path:

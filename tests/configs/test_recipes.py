@@ -265,6 +265,18 @@ def test_teachers_are_those_of_the_papers() -> None:
     assert guided.omega == 2.05 and guided.guide.network.emb_noise.weight.shape == (4 * 256, 256)
 
 
+def test_levels_of_consistency_tuning() -> None:
+    """The share s' / s of ECT's recipes, at s = .01, 1 and 80: no clip cuts a large q off."""
+    expected = {
+        ("flow/cifar10/ect", 0): [0.998784, 0.999231, 0.999756],  # q = 4096
+        ("flow/imagenet64/ect", 99_999): [0.980547, 0.987689, 0.996094],  # q = 4^4 in the last stage
+    }
+    for (name, progress), ratios in expected.items():
+        levels = recipe(name).model.objective.levels
+        found = levels.ratio(torch.tensor([0.01, 1.0, 80.0], dtype=torch.float64), progress)
+        assert found.tolist() == pytest.approx(ratios, abs=1e-6)
+
+
 def flat(value: Any, name: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {name: value}

@@ -121,7 +121,7 @@ def test_what_cannot_be_set_up_is_one_line_and_leaves_no_folder(zoo, workspace):
     result = zoo(*FIT, *data)
     assert result.code == 2
     assert result.err.splitlines()[-1].startswith("error: ClassLabels")
-    assert not list(Path("runs").rglob("version_*"))
+    assert not Path("runs").exists()
     assert zoo(*FIT, "--trainer.max_epochs", "1").code == 0
     run = Path("runs/small/version_0")
     assert run.is_dir()  # the number was free again

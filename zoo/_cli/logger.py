@@ -68,8 +68,10 @@ class RunLogger(CSVLogger):
         """Deletes the folder, if this logger made it and it holds no more than a run's first files."""
         if self._claimed and {path.name for path in Path(self.log_dir).iterdir()} <= FIRST_FILES:
             shutil.rmtree(self.log_dir)
-            if not os.listdir(self.root_dir):
-                os.rmdir(self.root_dir)
+            folder, top = Path(self.root_dir), Path(self.save_dir)
+            while folder.is_relative_to(top) and not os.listdir(folder):
+                folder.rmdir()
+                folder = folder.parent
 
     @property
     @rank_zero_experiment

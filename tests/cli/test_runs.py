@@ -15,6 +15,7 @@ from zoo._cli.errors import CommandError
 from zoo._cli.logger import RunLogger
 from zoo._cli.report import command
 from zoo._cli.runs import Lock, files_state, newest_checkpoint, starts_others, truncate
+from zoo.cli import main
 
 FIT = ("fit", "--trust", "my_model", "--config", "small.yaml")
 
@@ -230,6 +231,20 @@ def test_layers_and_bundled_names(zoo, workspace):
     )  # fmt: skip
     assert result.code == 0, result.err
     assert Path("runs/flow/eight_gaussians/version_0/config.yaml").is_file()
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_another_class_has_its_own_defaults(zoo, workspace, capsys, early):
+    """AdamW's weight decay of 0.01 is no business of RAdam's; what was asked for stays."""
+    words = ["--model", "my_model.Net", "--model.width", "7", "--model.optimizer.lr", "0.25"]
+    chosen = ["--model.optimizer", "RAdam"] if early else []
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--trust", "my_model", *words[:4], *chosen, *words[4:],
+              *([] if early else ["--model.optimizer", "RAdam"]), "--print_config"])  # fmt: skip
+    model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert model["width"] == 7 and model["optimizer"]["class_path"] == "torch.optim.RAdam"
+    arguments = model["optimizer"]["init_args"]
+    assert (arguments["lr"], arguments["weight_decay"]) == (0.25, 0.0)
 
 
 def test_nothing_useless_is_said(zoo, workspace, caplog, recwarn):

@@ -30,8 +30,9 @@ class RatioLevels:
         double_every: Updates of a stage; null stays in the first one.
         k: How much wider the gap is near the data: 1 + k / 2 times at s = 0.
         b: How fast that fades with s.
-        max_ratio: Largest s' / s, whatever the stage. The official code has none (1.0); 0.999 keeps the step
-            above what float32 can tell apart.
+        max_ratio: Largest s' / s, whatever the stage, so that no q^(stage + 1) above 1 / (1 - max_ratio) has
+            an effect. The official code has none (1.0); 0.999 keeps the step above what float32 can tell
+            apart.
 
     >>> levels = RatioLevels(q=256)
     >>> [round(levels.ratio(torch.tensor(s).double(), 0).item(), 6) for s in (0.01, 1.0, 80.0)]

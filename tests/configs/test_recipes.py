@@ -75,7 +75,7 @@ PUBLISHED: dict[str, Callable[[], nn.Module]] = {
 }
 # What each overlay changes in the recipes it is made for.
 CHANGES = {
-    "flow/strict_official/cmt": {"start": "data", "label_dropout": 0.0},
+    "flow/strict_official/cmt": {"start": "data", "label_dropout": 0.0, "sample_boundary": 0.003},
     "flow/strict_official/ect": {"sample_boundary": 0.003},
     "flow/strict_official/mean_flow": {"times.init_args.fixed_share": True},
 }

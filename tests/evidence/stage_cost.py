@@ -1,13 +1,12 @@
 """What a step of every stage costs beside one of flow matching, in time and memory, and what compiling gains.
 
-Time by `tests/benchmarks/test_stage_steps.py`, ratio by ratio within one run. Memory is the most that a
-step's tensors take at one moment, beside weights, their gradients, the optimizer's state and the batch:
-counted from the storages that its operations make, so it is the same on every machine. Compiled steps run
-the network of the training pass through PyTorch's default compiler (the derivative and the teacher stay
-eager); it needs a C++ compiler.
+Time by `tests/benchmarks/test_stage_steps.py`, ratio by ratio within one run; medians with their intervals.
+Memory is the most that a step's tensors take at one moment, beside weights, their gradients, the optimizer's
+state and the batch: counted from the storages that its operations make, so it is the same on every machine.
+Compiled steps run the network of the training pass through PyTorch's default compiler (the derivative and the
+teacher stay eager); it needs a C++ compiler.
 """
 
-import statistics
 import sys
 import time
 import weakref
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from entry import ROOT, interval, write
+from entry import ROOT, median_interval, write
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -43,7 +42,7 @@ COMPILED: dict[str, Callable[[], Any]] = {
     "mean flow": lambda: MeanFlow(stages.network(True), seed=0),
     "ECT": lambda: ConsistencyModel(stages.network(False), EDMPreconditioning(0.75), seed=0),
 }
-REPEATS = 15
+ROUNDS, REPEATS = 4, 41
 
 
 class Storages(TorchDispatchMode):
@@ -114,7 +113,8 @@ def gains() -> dict[str, list[float]]:
 
 def main() -> None:
     """Measures all three."""
-    seconds = stages.measure()
+    rounds = [stages.measure() for _ in range(ROUNDS)]
+    seconds = {name: [value for part in rounds for value in part[name]] for name in rounds[0]}
     plain = seconds["flow matching"]
     ratios = {
         name: [value / base for value, base in zip(values, plain, strict=True)]
@@ -133,13 +133,13 @@ def main() -> None:
             "claim": "time of a step over that of a flow-matching step",
             "scale": f"{SCALE}, 2 cores",
             "paper": "not given",
-            "ours": "; ".join(f"{WORDS[name]} {interval(ratios[name])}" for name in WORDS),
+            "ours": "; ".join(f"{WORDS[name]} {median_interval(ratios[name])}" for name in WORDS),
         },
         {
             "claim": "time of a CMT step over its teacher's calls and one plain step of its student",
             "scale": f"{SCALE}, 2 cores",
             "paper": "not given; 1 is the work that must be done",
-            "ours": "; ".join(f"{WORDS[name]} {interval(shares[name])}" for name in shares),
+            "ours": "; ".join(f"{WORDS[name]} {median_interval(shares[name])}" for name in shares),
         },
         {
             "claim": "most memory of a step's own tensors over that of a flow-matching step",
@@ -152,10 +152,7 @@ def main() -> None:
             "claim": "time of a step over that of a compiled one (`compile: true`)",
             "scale": f"{SCALE}, 2 cores, PyTorch's default compiler",
             "paper": "not given",
-            "ours": "; ".join(
-                f"{name} {interval(values)} (median {statistics.median(values):.2f})"
-                for name, values in compiled.items()
-            ),
+            "ours": "; ".join(f"{name} {median_interval(values)}" for name, values in compiled.items()),
         },
     ]
     numbers = {"seconds": seconds, "ratios": ratios, "shares": shares, "bytes": size, "compiled": compiled}

@@ -312,6 +312,16 @@ class TestTheModule:
             one = noise - module.network(noise, torch.ones(4), torch.ones(4), labels)
         torch.testing.assert_close(module.sample(labels, 1), one)
 
+    def test_samples_with_a_boundary(self) -> None:
+        """The official code trains without one, and samples with one at .003."""
+        labels, noise = torch.tensor([0, 1, 2, 3]), rng.normal(0, 0, torch.arange(4), (2,), "sample/noise")
+        module = CMT(student(False), Teacher.of(Recorder()), sample_boundary=0.1, seed=0)
+        model = FlowModel(module.network, EDMPreconditioning(boundary=0.1))
+        with torch.no_grad():
+            expected = model.denoise(80.0 * noise, torch.full((4,), 80.0), labels)
+        torch.testing.assert_close(module.sample(labels, 1), expected, rtol=1e-4, atol=1e-5)
+        assert module.preconditioning.boundary == 0  # type: ignore[attr-defined]
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -320,6 +330,7 @@ class TestTheModule:
         ({"start": "middle"}, "start must be 'prior' or 'data', got 'middle'"),
         ({"distance": PseudoHuber()}, "distance is for consistency students"),
         ({"sample_levels": [0.5, 1.0]}, "sample_levels must be positive noise levels that decrease"),
+        ({"sample_boundary": 0.003}, "sample_boundary is for consistency students"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:

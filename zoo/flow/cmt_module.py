@@ -16,7 +16,7 @@ from zoo.flow.cmt import (
     take_states,
 )
 from zoo.flow.distances import SquaredDistance
-from zoo.flow.flow_module import FlowModule, checked_levels, frozen
+from zoo.flow.flow_module import FlowModule, checked_levels, frozen, with_boundary
 from zoo.flow.paths import LinearPath
 from zoo.flow.preconditioning import EDMPreconditioning, Preconditioning, VelocityPrediction
 from zoo.flow.samplers import sample_mean_flow
@@ -61,6 +61,8 @@ class CMT(FlowModule):
         sample_steps: Steps of the samples that `predict` makes.
         sample_levels: Noise levels of the first steps of a consistency student's samples; with more steps
             than levels, they are in geometric progression from 80 to 0.002.
+        sample_boundary: Noise level up to which sampling keeps data as they are, for a consistency student;
+            null for that of training. The official code trains with none and samples with 0.003.
         compile: Compile the network for the training pass.
         optimizer: Builds the optimizer from the trainable parameters.
         lr_scheduler: Builds a schedule from the optimizer; it is stepped after every update.
@@ -81,6 +83,7 @@ class CMT(FlowModule):
         predict: Literal["samples", "trajectories"] = "samples",
         sample_steps: int = 1,
         sample_levels: list[float] = [80.0, 0.8],
+        sample_boundary: float | None = None,
         compile: bool = False,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -125,6 +128,11 @@ class CMT(FlowModule):
             self._check_pairs(teacher.steps)
         self.start = start
         self.sample_levels = checked_levels(sample_levels)
+        if sample_boundary is not None and two_times:
+            raise ValueError(
+                "sample_boundary is for consistency students, and the network has two clocks: leave it out"
+            )
+        self._sampling = with_boundary(self.preconditioning, sample_boundary)
         if teacher is not None:
             self._frozen["teacher"] = teacher
         self._frozen["distance"] = frozen(SquaredDistance() if distance is None else distance)
@@ -282,4 +290,4 @@ class CMT(FlowModule):
         if self.two_times:
             noise = self._noise(seed, 0, index, "sample/noise")
             return sample_mean_flow(self.model, noise, label, steps)
-        return self._sample_consistency(index, label, steps, seed, self.sample_levels)
+        return self._sample_consistency(index, label, steps, seed, self.sample_levels, self._sampling)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo.flow.consistency import consistency_target, continuous_tangent
 from zoo.flow.consistency_objectives import ContinuousConsistency, DiscreteConsistency
-from zoo.flow.flow_module import FlowModule, checked_levels, frozen
+from zoo.flow.flow_module import FlowModule, checked_levels, frozen, with_boundary
 from zoo.flow.model import FlowModel
 from zoo.flow.paths import Path, TrigonometricPath
 from zoo.flow.preconditioning import DataPrediction, EDMPreconditioning, Preconditioning
@@ -80,8 +80,6 @@ class ConsistencyModel(FlowModule):
             if getattr(reading, "boundary", 0) > 0:
                 raise ValueError(f"a continuous objective keeps data at the level 0, got {reading}")
             states = TrigonometricPath(scale) if path is None else path
-        if sample_boundary is not None and not isinstance(reading, EDMPreconditioning):
-            raise ValueError(f"sample_boundary needs EDMPreconditioning, got {reading}")
         super().__init__(
             network,
             reading,
@@ -100,9 +98,7 @@ class ConsistencyModel(FlowModule):
         self.objective = goal
         self.sigma_data = scale
         self._trained = 0
-        self._sampling = reading
-        if sample_boundary is not None:
-            self._sampling = EDMPreconditioning(**{**vars(reading), "boundary": sample_boundary})
+        self._sampling = with_boundary(reading, sample_boundary)
         self.sample_levels = checked_levels(sample_levels)
         if teacher is not None:
             self._frozen["teacher"] = teacher

@@ -18,7 +18,7 @@ from zoo.flow.grids import LogGrid
 from zoo.flow.handover import check_preconditioning, hand_over
 from zoo.flow.model import FlowModel
 from zoo.flow.paths import Path
-from zoo.flow.preconditioning import Preconditioning
+from zoo.flow.preconditioning import EDMPreconditioning, Preconditioning
 from zoo.flow.stored import read_stored
 from zoo.flow.tangent import evaluating
 from zoo.flow.teacher import Teacher
@@ -272,6 +272,19 @@ class FlowModule(ZooModule):
     def on_test_start(self) -> None:
         """Puts what is frozen where this module is."""
         self._place_frozen()
+
+
+def with_boundary(reading: Preconditioning, boundary: float | None) -> Preconditioning:
+    """The preconditioning of a consistency model's samples: with another boundary, if one is given.
+
+    Raises:
+        ValueError: ``reading`` has no boundary to change, or the new one is out of range.
+    """
+    if boundary is None:
+        return reading
+    if not isinstance(reading, EDMPreconditioning):
+        raise ValueError(f"sample_boundary needs EDMPreconditioning, got {reading}")
+    return EDMPreconditioning(**{**vars(reading), "boundary": boundary})
 
 
 def checked_levels(levels: list[float]) -> list[float]:

@@ -130,6 +130,25 @@ def test_what_cannot_be_set_up_is_one_line_and_leaves_no_folder(zoo, workspace):
     assert (run / "metrics.csv").is_file() and not (run / "test").exists()
 
 
+@pytest.mark.parametrize("sanity", ["0", "2"])
+def test_data_that_do_not_fit_are_one_line(zoo, workspace, sanity):
+    """Points for a network of images: said of the first batch, be it of training or of validation."""
+    words = ("--config", "quickstart", "--data", "EightGaussians", "--trainer.enable_progress_bar", "false")
+    result = zoo("fit", *words, "--trainer.num_sanity_val_steps", sanity)
+    assert result.code == 2
+    line = "error: the data have items of shape (2,), the network takes (1, 8, 8)"
+    assert result.err.splitlines()[-1].startswith(line)
+    assert not Path("runs").exists()
+
+
+def test_errors_of_a_users_own_model_keep_their_traceback(zoo, workspace):
+    """A ValueError in its first step is its own business."""
+    step = "    def training_step(self, batch, batch_idx):\n        raise ValueError('mine')\n"
+    Path("faulty.py").write_text(f"import my_model\n\n\nclass Faulty(my_model.Net):\n{step}")
+    with pytest.raises(ValueError, match="mine"):
+        zoo("fit", "--trust", "faulty,my_model", "--config", "small.yaml", "--model", "faulty.Faulty")
+
+
 def test_errors_inside_fit_keep_their_traceback(zoo, workspace):
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         zoo(*FIT, "--data", "zoo.datamodules.EightGaussians")

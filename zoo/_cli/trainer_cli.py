@@ -96,30 +96,61 @@ class ConfigFile(ActionConfigFile):
 
 
 class Begun(Callback):
-    """Whether a batch has been asked for: what is wrong before that is the user's to put right."""
+    """How far a run got: what is wrong before its first batch is the user's to put right.
+
+    Attributes:
+        asked: Whether a batch was asked for.
+        passed: Whether one was worked through.
+    """
 
     def __init__(self) -> None:
-        self.yes = False
+        self.asked = self.passed = False
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A fit with validation data begins."""
-        self.yes = True
+        self.asked = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A fit begins."""
-        self.yes = True
+        self.asked = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A validation begins."""
-        self.yes = True
+        self.asked = True
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A test begins."""
-        self.yes = True
+        self.asked = True
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Predictions begin."""
-        self.yes = True
+        self.asked = True
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """An update is done."""
+        self.passed = True
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """A batch is done."""
+        self.passed = True
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """A batch is done."""
+        self.passed = True
+
+    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """A batch is done."""
+        self.passed = True
+
+    def is_users(self, error: BaseException) -> bool:
+        """Whether an error is one to put right: of the setting up, or the zoo's own word on a first batch."""
+        if not self.asked:
+            return True
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        module = "" if where is None else str(where.tb_frame.f_globals.get("__name__", ""))
+        return not self.passed and module.partition(".")[0] == "zoo"
 
 
 class ZooParser(OneLineParser, LightningArgumentParser):
@@ -287,17 +318,17 @@ class ZooCLI(LightningCLI):
         return self.resume.checkpoint or Path(self._sub("ckpt_path"))
 
     def start(self) -> None:
-        """Runs the verb. Errors from the first batch on are the program's: they keep their traceback.
+        """Runs the verb. Errors of the program, and all from the second batch on, keep their traceback.
 
         Raises:
-            CommandError: a part cannot be set up: data that do not fit, a file that is missing. The folder
-                that the run had for itself is gone then.
+            CommandError: a part cannot be set up (a file is missing), or a part of the zoo refuses the first
+                batch (data that do not fit). The folder that the run had for itself is gone then.
         """
         self.started = True
         try:
             super()._run_subcommand(str(self.subcommand))
         except SETUP_ERRORS as error:
-            if self.begun.yes:
+            if not self.begun.is_users(error):
                 raise
             if self.resume is None and isinstance(self.trainer.logger, RunLogger):
                 self.trainer.logger.discard()

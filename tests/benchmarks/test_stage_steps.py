@@ -95,6 +95,17 @@ def student_step() -> Callable[[], None]:
     return step
 
 
+def both_halves() -> Callable[[], None]:
+    """The teacher's calls and then a student's step, in turn: caches find each as mid-training leaves it."""
+    calls, step = teacher_calls(), student_step()
+
+    def both() -> None:
+        calls()
+        step()
+
+    return both
+
+
 def arms() -> dict[str, Callable[[], None]]:
     pairs = BATCH // TRAJECTORIES
     edm = EDMPreconditioning(0.75)
@@ -112,7 +123,7 @@ def arms() -> dict[str, Callable[[], None]]:
         "ECT": update(ConsistencyModel(network(False), edm, seed=0)),
         "ECD": update(ConsistencyModel(network(False), edm, teacher=teacher(), seed=0)),
         "sCT": update(ConsistencyModel(network(False), edm, ContinuousConsistency(), seed=0)),
-        "teacher's calls": teacher_calls(),
+        "both halves": both_halves(),
         "student's step": student_step(),
     }
 
@@ -142,9 +153,9 @@ def test_every_stage_against_flow_matching() -> None:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, median in medians.items():
         print(f"{name:24} {1000 * median:7.1f} ms  {median / medians['flow matching']:.2f}")
-    halves = [a + b for a, b in zip(seconds["teacher's calls"], seconds["student's step"], strict=True)]
     for kind in ("CMT, mean flow", "CMT, consistency"):
-        ratios = [whole / half for whole, half in zip(seconds[kind], halves, strict=True)]
+        pairs = zip(seconds[kind], seconds["both halves"], strict=True)
+        ratios = [whole / halves for whole, halves in pairs]
         print(f"{kind}: {statistics.median(ratios):.3f} of the teacher's calls and a student's step")
         assert statistics.median(ratios) <= 1.05
     for kind in ("CMT, mean flow", "CMT, consistency"):

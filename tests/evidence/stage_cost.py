@@ -120,9 +120,8 @@ def main() -> None:
         name: [value / base for value, base in zip(values, plain, strict=True)]
         for name, values in seconds.items()
     }
-    halves = [a + b for a, b in zip(seconds["teacher's calls"], seconds["student's step"], strict=True)]
     shares = {
-        name: [value / half for value, half in zip(seconds[name], halves, strict=True)]
+        name: [value / half for value, half in zip(seconds[name], seconds["both halves"], strict=True)]
         for name in ("CMT, mean flow", "CMT, consistency")
     }
     torch.set_num_threads(1)

@@ -1,0 +1,408 @@
+"""The usual schedules, as functions that return a `Schedule`; a config names them as ``class_path``.
+
+Budgets T_1 < T_2 < ... are updates. A decay of budget i takes d_i updates, 10 % of the budget in the
+paper's runs (Wen et al. 2024, arXiv 2410.05192; the breakpoints of the authors' own configs are tests
+of these functions):
+
+* `cosine`: falls from the end of the warm-up to T; one run for each budget, the sum of T_i updates in all.
+* `wsd`: falls from T_i - d_i to T_i on a branch; T_n plus the d_i of all budgets but the last.
+* `wsds`: falls from T_i - d_i to T_i on the one road; T_n updates. Matched in compute, budget i ends at
+E_i = T_i
+  plus the d_j before it, which is what `wsd` has computed by then.
+* `cyclic_cosine`: falls from T_(i-1) + warm-up to T_i, and warms up again; T_n updates.
+* `wsm`: never falls; the model is a mean of snapshots before T_i; T_n updates.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+from zoo.schedules.schedule import Beyond, Budget, Merge, Schedule, Segment, Touches
+from zoo.schedules.shapes import Shape
+
+DecayOf = Literal["budget", "period", "explicit"]
+
+
+def constant(updates: int, warmup: int = 0, warmup_start: float = 0.0, touches: Touches = "end") -> Schedule:
+    """Warm-up, then the peak learning rate, also after the end.
+
+    Args:
+        updates: How long the plan is.
+        warmup: Updates of linear warm-up.
+        warmup_start: The factor that the warm-up comes from.
+        touches: Whether the warm-up's last update is at the peak (``end``) or its first at ``warmup_start``
+            (``start``).
+
+    Raises:
+        ValueError: the warm-up is longer than the plan.
+    """
+    head = _warmup(warmup, warmup_start, touches, updates)
+    return Schedule((*head, *_stable(warmup, updates)), beyond="peak")
+
+
+def cosine(
+    updates: int,
+    warmup: int = 0,
+    min_ratio: float = 0.1,
+    touches: Touches = "end",
+    warmup_start: float = 0.0,
+    beyond: Beyond = "hold",
+) -> Schedule:
+    """Warm-up and half a cosine: one model, for one budget.
+
+    Args:
+        updates: The budget.
+        warmup: Updates of linear warm-up.
+        min_ratio: The last factor.
+        touches: Which end of a ramp has an update of its own (`Segment`).
+        warmup_start: The factor that the warm-up comes from.
+        beyond: What follows the end.
+
+    Raises:
+        ValueError: the warm-up is as long as the budget or longer.
+    """
+    return cyclic_cosine(
+        [updates], warmup, min_ratio, touches=touches, warmup_start=warmup_start, beyond=beyond
+    )
+
+
+def cyclic_cosine(
+    budgets: list[int],
+    warmup: int = 0,
+    min_ratio: float = 0.1,
+    rewarmup: int | None = None,
+    rewarmup_from: Literal["zero", "previous"] = "zero",
+    touches: Touches = "end",
+    warmup_start: float = 0.0,
+    beyond: Beyond = "hold",
+) -> Schedule:
+    """Half a cosine to each budget, one after the other in one run.
+
+    Args:
+        budgets: Updates, increasing.
+        warmup: Updates of linear warm-up.
+        min_ratio: The last factor of each cosine.
+        rewarmup: Updates of warm-up of the later cycles; None takes ``warmup``.
+        rewarmup_from: Where they come from: ``zero`` as in the authors' runs, though the factor was
+            ``min_ratio`` one update earlier, or the ``previous`` level.
+        touches: Which end of a ramp has an update of its own (`Segment`).
+        warmup_start: The factor that the first warm-up comes from.
+        beyond: What follows the end.
+
+    Raises:
+        ValueError: budgets that do not increase, or a warm-up that fills its cycle.
+    """
+    _check_budgets(budgets)
+    segments: list[Segment] = []
+    for start, end in pairwise([0, *budgets]):
+        length = warmup if start == 0 or rewarmup is None else rewarmup
+        low = warmup_start if start == 0 else min_ratio if rewarmup_from == "previous" else 0.0
+        segments += _warmup(length, low, touches, end - start, start)
+        if start + length == end:
+            raise ValueError(
+                f"a warm-up of {length} updates leaves nothing of the cycle from {start} to {end}"
+            )
+        segments.append(_ramp(start + length, end, 1.0, min_ratio, "cosine", None, touches))
+    return Schedule(tuple(segments), tuple(Budget(end, None, end) for end in budgets), beyond)
+
+
+def wsd(
+    budgets: list[int],
+    warmup: int = 0,
+    decay: float | list[float] = 0.1,
+    decay_of: DecayOf = "budget",
+    shape: Shape = "linear",
+    min_ratio: float = 0.1,
+    parameter: float | None = None,
+    touches: Touches = "end",
+    warmup_start: float = 0.0,
+    beyond: Beyond = "hold",
+) -> Schedule:
+    """Warmup-stable-decay: each budget decays on a branch of its own, from a checkpoint of the stable phase.
+
+    With one budget there is no branch: warm-up, constant, cooldown.
+
+    Args:
+        budgets: Updates, increasing.
+        warmup: Updates of linear warm-up.
+        decay: Length of the decays, one number for all or one for each budget.
+        decay_of: What ``decay`` is a share of: the budget (as in the paper), the period since the
+            budget before (as in Levanter and OLMo-core), or nothing: ``explicit`` updates.
+        shape: How the decays fall (`zoo.schedules.level`).
+        min_ratio: The level that they end at.
+        parameter: The number that some shapes need.
+        touches: ``end``: the first update of a decay is already lower and the last is at ``min_ratio``
+            (one short of it where that is 0, which would be an update that does nothing); ``start``: as
+            in optax and transformers.
+        warmup_start: The factor that the warm-up comes from.
+        beyond: What follows the last budget.
+
+    Raises:
+        ValueError: budgets that do not increase, or decays that begin before the warm-up is over.
+    """
+    lengths = _decays(budgets, decay, decay_of)
+    made: list[Budget] = []
+    for total, length in zip(budgets, lengths, strict=True):
+        pre = total - length
+        _check_room(total, length, warmup, f"the warm-up of {warmup} updates")
+        branch = None
+        if length and total != budgets[-1]:
+            branch = _ramp(pre, total, 1.0, min_ratio, shape, parameter, touches)
+        made.append(Budget(total, pre, total, branch))
+    if any(after.pre < before.pre for before, after in pairwise(made)):  # type: ignore[operator]
+        raise ValueError(
+            f"decays of {lengths} updates would begin after {[budget.pre for budget in made]} updates: a "
+            "later budget must not branch off before an earlier one; give its decay fewer updates"
+        )
+    start, end = budgets[-1] - lengths[-1], budgets[-1]
+    trunk = [*_warmup(warmup, warmup_start, touches, end), *_stable(warmup, start)]
+    if lengths[-1]:
+        trunk.append(_ramp(start, end, 1.0, min_ratio, shape, parameter, touches))
+    return Schedule(tuple(trunk), tuple(made), beyond)
+
+
+def wsds(
+    budgets: list[int],
+    warmup: int = 0,
+    decay: float | list[float] = 0.1,
+    decay_of: DecayOf = "budget",
+    shape: Shape = "linear",
+    min_ratio: float = 0.1,
+    parameter: float | None = None,
+    compute_matched: bool = False,
+    rewarmup: int = 0,
+    touches: Touches = "end",
+    warmup_start: float = 0.0,
+    beyond: Beyond = "hold",
+) -> Schedule:
+    """WSD-S: every decay on the one road, and after it the learning rate jumps back to its peak.
+
+    Args:
+        budgets: Updates, increasing.
+        warmup: Updates of linear warm-up.
+        decay: Length of the decays, one number for all or one for each budget.
+        decay_of: What ``decay`` is a share of: the budget (as in the paper), the period since the
+            budget before (as in Levanter and OLMo-core), or nothing: ``explicit`` updates.
+        shape: How the decays fall (`zoo.schedules.level`).
+        min_ratio: The level that they end at.
+        parameter: The number that some shapes need.
+        compute_matched: Give each budget the updates that `wsd` spends on all budgets up to it: budget
+            i ends at T_i plus the decays before it (the authors' 12,500, 26,250, 53,750 for 12,500,
+            25,000, 50,000).
+        rewarmup: Updates from a decay's end back to the peak. The authors use none.
+        touches: ``end``: the first update of a decay is already lower and the last is at ``min_ratio``
+            (one short of it where that is 0, which would be an update that does nothing); ``start``: as
+            in optax and transformers.
+        warmup_start: The factor that the warm-up comes from.
+        beyond: What follows the last budget.
+
+    Raises:
+        ValueError: budgets that do not increase, or decays for which there is no room.
+    """
+    lengths = _decays(budgets, decay, decay_of)
+    segments = _warmup(warmup, warmup_start, touches, budgets[-1])
+    made: list[Budget] = []
+    spent = 0
+    for total, length in zip(budgets, lengths, strict=True):
+        end = total + (spent if compute_matched else 0)
+        busy = segments[-1].end if segments else 0
+        if made and rewarmup and made[-1].post == busy:
+            segments += _warmup(rewarmup, min_ratio, touches, end - busy, busy)
+            busy += rewarmup
+        before = f"budget {made[-1].updates}" if made else f"the warm-up of {warmup} updates"
+        _check_room(total, length, busy, before, end)
+        segments += _stable(busy, end - length)
+        if length:
+            segments.append(_ramp(end - length, end, 1.0, min_ratio, shape, parameter, touches))
+        made.append(Budget(total, end - length, end))
+        spent += length
+    return Schedule(tuple(segments), tuple(made), beyond)
+
+
+def wsm(
+    budgets: list[int],
+    warmup: int = 0,
+    window: float | list[float] = 0.1,
+    window_of: DecayOf = "budget",
+    snapshots: int = 10,
+    shape: Shape = "linear",
+    min_ratio: float = 0.0,
+    parameter: float | None = None,
+    touches: Touches = "end",
+    warmup_start: float = 0.0,
+) -> Schedule:
+    """Warmup-stable-merge (arXiv 2507.17634): no decay at all; a weighted mean of snapshots stands in for it.
+
+    ``linear`` with ``min_ratio`` 0 weighs all snapshots alike, which is LAWA and SWA.
+
+    Args:
+        budgets: Updates, increasing.
+        warmup: Updates of linear warm-up.
+        window: Length of the windows that are averaged over, one number for all or one for each budget.
+            In the paper it matters most, before the number of snapshots.
+        window_of: What ``window`` is a share of: the budget, the period since the budget before, or nothing:
+            ``explicit`` updates.
+        snapshots: How many are merged, the first at the window's start and the last at the budget. The
+            window is shortened to a multiple of their distance.
+        shape: The decay that the weights imitate.
+        min_ratio: The level that this decay ends at.
+        parameter: The number that some shapes need.
+        touches: Which end of the warm-up has an update of its own (`Segment`).
+        warmup_start: The factor that the warm-up comes from.
+
+    Raises:
+        ValueError: budgets that do not increase, fewer than two snapshots, or windows too short for them.
+    """
+    lengths = _decays(budgets, window, window_of)
+    if snapshots < 2:
+        raise ValueError(f"a merge needs at least 2 snapshots, got {snapshots}")
+    made = []
+    for total, length in zip(budgets, lengths, strict=True):
+        every = length // (snapshots - 1)
+        if every < 1:
+            raise ValueError(
+                f"the window of budget {total} has {length} updates, too few for {snapshots} snapshots: "
+                "lengthen "
+                "window or take fewer snapshots"
+            )
+        first = total - every * (snapshots - 1)
+        _check_room(total, total - first, warmup, f"the warm-up of {warmup} updates")
+        merge = Merge(first, total, every, shape, min_ratio, parameter)
+        made.append(Budget(total, None, total, merge=merge))
+    head = _warmup(warmup, warmup_start, touches, budgets[-1])
+    return Schedule((*head, *_stable(warmup, budgets[-1])), tuple(made), beyond="peak")
+
+
+def from_breakpoints(
+    points: list[int],
+    shapes: list[Literal["constant", "warmup"] | Shape],
+    warmup: int = 0,
+    min_ratio: float = 0.1,
+    parameter: float | None = None,
+    touches: Touches = "end",
+    warmup_start: float = 0.0,
+    beyond: Beyond = "hold",
+) -> Schedule:
+    """A schedule by the points where its segments end, as the authors' configs write them (``haps``).
+
+    Args:
+        points: Updates at which the segments end, increasing; the last is the end of the run.
+        shapes: What each segment is: ``constant`` at the peak, a ``warmup`` from 0 to it, or a decay's shape.
+        warmup: Updates of linear warm-up, at the beginning of the first segment.
+        min_ratio: The level that decays end at.
+        parameter: The number that some shapes need.
+        touches: Which end of a ramp has an update of its own (`Segment`).
+        warmup_start: The factor that the first warm-up comes from.
+        beyond: What follows the end.
+
+    Returns:
+        The schedule. Each decay's end is a budget, branched from its beginning if a constant segment
+        leads to it.
+
+    Raises:
+        ValueError: points that do not increase, or not one shape for each.
+
+    >>> plan = from_breakpoints([11250, 12500, 23750, 26250], ["constant", "linear"] * 2, warmup=2000)
+    >>> [(budget.pre, budget.post) for budget in plan.budgets]
+    [(11250, 12500), (23750, 26250)]
+    """
+    if len(shapes) != len(points):
+        raise ValueError(
+            f"each point ends a segment of one shape, got {len(points)} points and {len(shapes)} shapes"
+        )
+    if not points or any(after <= before for before, after in pairwise([0, *points])):
+        raise ValueError(f"points must be numbers of updates that increase, got {points}")
+    segments = _warmup(warmup, warmup_start, touches, points[0])
+    budgets: list[Budget] = []
+    for number, (start, end, shape) in enumerate(zip([warmup, *points], points, shapes, strict=False)):
+        if shape == "constant":
+            segments += _stable(start, end)
+        elif shape == "warmup":
+            segments += _warmup(end - start, 0.0, touches, end - start, start)
+        elif start < end:
+            segments.append(_ramp(start, end, 1.0, min_ratio, shape, parameter, touches))
+            steady = number > 0 and shapes[number - 1] == "constant"
+            budgets.append(Budget(end, start if steady else None, end))
+    return Schedule(tuple(segments), tuple(budgets), beyond)
+
+
+def _warmup(length: int, low: float, touches: Touches, room: int, start: int = 0) -> list[Segment]:
+    if length < 0 or length > room:
+        raise ValueError(
+            f"a warm-up of {length} updates does not fit into the {room} updates from update {start}"
+        )
+    if not 0 <= low <= 1:
+        raise ValueError(f"warmup_start must be a factor between 0 and 1, got {low}")
+    return [Segment("warmup", start, start + length, low, 1.0, touches=touches)] if length else []
+
+
+def _stable(start: int, end: int) -> list[Segment]:
+    return [Segment("stable", start, end)] if end > start else []
+
+
+def _ramp(
+    start: int,
+    end: int,
+    first: float,
+    last: float,
+    shape: Shape,
+    parameter: float | None,
+    touches: Touches,
+) -> Segment:
+    # An update at a learning rate of zero would do nothing: the ramp to zero is aimed one update further.
+    aimed = "neither" if touches == "end" and last == 0 else touches
+    return Segment("decay", start, end, first, last, shape, parameter, aimed)
+
+
+def _check_budgets(budgets: Sequence[int]) -> None:
+    if not budgets or budgets[0] < 1:
+        raise ValueError(f"budgets must be numbers of updates, at least one, got {list(budgets)}")
+    for before, after in pairwise(budgets):
+        if after <= before:
+            raise ValueError(
+                f"budgets must increase, got {before} and then {after}: sort them, and name each once"
+            )
+
+
+def _decays(budgets: list[int], decay: float | list[float], decay_of: DecayOf) -> list[int]:
+    """The length of each budget's decay in updates."""
+    _check_budgets(budgets)
+    each = list(decay) if isinstance(decay, list) else [decay] * len(budgets)
+    if len(each) != len(budgets):
+        raise ValueError(
+            f"give one decay for all budgets or one for each of the {len(budgets)}, got {len(each)}"
+        )
+    if decay_of == "explicit":
+        if any(value != int(value) or value < 0 for value in each):
+            raise ValueError(f"decays with decay_of 'explicit' are whole numbers of updates, got {each}")
+        return [int(value) for value in each]
+    if decay_of not in ("budget", "period"):
+        raise ValueError(f"decay_of must be 'budget', 'period' or 'explicit', got {decay_of!r}")
+    if any(not 0 <= value <= 1 for value in each):
+        raise ValueError(
+            f"decays are shares of the {decay_of} between 0 and 1, got {each}: for numbers of updates "
+            "say decay_of: "
+            "explicit"
+        )
+    lengths = []
+    for before, total, share in zip([0, *budgets], budgets, each, strict=False):
+        whole = total if decay_of == "budget" else total - before
+        lengths.append(int(share * whole + 0.5))
+        if share > 0 and lengths[-1] == 0:
+            raise ValueError(
+                f"a decay of {share:g} of {whole} updates rounds to none: lengthen it, or say decay: 0"
+            )
+    return lengths
+
+
+def _check_room(total: int, length: int, busy: int, before: str, end: int | None = None) -> None:
+    """Refuses a decay that would begin before ``busy``."""
+    start = (total if end is None else end) - length
+    if start < busy:
+        raise ValueError(
+            f"budget {total}: its decay of {length} updates would begin after update {start}, but "
+            f"{before} lasts "
+            f"until {busy}. Shorten decay (decay_of: period takes a share of what lies between two "
+            "budgets), or move "
+            "the budget"
+        )

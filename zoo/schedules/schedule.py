@@ -1,0 +1,422 @@
+"""`Schedule`: a learning-rate schedule as plain data, which can be looked at before it is paid for.
+
+A schedule is the road of one run (its *trunk*), cut into segments, and the budgets whose models it
+makes. WSD (Hu et al. 2024, arXiv 2404.06395) decays beside the road: each budget but the last has a
+branch that starts at a point of the trunk and is thrown away after its end. WSD-S (Wen et al. 2024,
+arXiv 2410.05192) decays on the road itself.
+
+Everything is counted in updates of the optimizer; ``factor(k)`` multiplies the peak learning rate in
+update number k, counted from 0. Nothing here needs torch or Lightning. Learning rates are functions of
+the update alone, so there is nothing to save for a resume, and two schedules that agree up to update k
+are the same schedule to a run that stands at k.
+"""
+
+import hashlib
+import json
+import math
+from bisect import bisect_right
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+from zoo.schedules.shapes import Shape, check_shape, level
+
+Phase = Literal["warmup", "stable", "decay"]
+Touches = Literal["start", "end", "neither"]
+Beyond = Literal["hold", "peak"]
+_FORMAT = 1  # of the JSON
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Updates ``start`` to ``end - 1``, whose factors go from one level to another.
+
+    Args:
+        phase: What the segment is: warmup, stable or decay.
+        start: Its first update.
+        end: The first update after it.
+        first: The level that it comes from, as a multiple of the peak learning rate.
+        last: The level that it goes to.
+        shape: How it goes there (`zoo.schedules.level`).
+        parameter: The number that the shapes ``power`` and ``lowered_linear`` need.
+        touches: Which of the two levels an update of the segment has. With n updates, number j of them
+            stands at j / n (``start``; optax, transformers), (j + 1) / n (``end``) or (j + 1) / (n + 1)
+            (``neither``).
+
+    Raises:
+        ValueError: no updates, or a shape that cannot go from ``first`` to ``last``.
+    """
+
+    phase: Phase
+    start: int
+    end: int
+    first: float = 1.0
+    last: float = 1.0
+    shape: Shape = "linear"
+    parameter: float | None = None
+    touches: Touches = "end"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("phase", self.phase, Phase), ("touches", self.touches, Touches)):
+            if value not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+        if not 0 <= self.start < self.end:
+            raise ValueError(
+                f"a segment needs at least one update, from a start of 0 or more, got {self.start} to "
+                f"{self.end}"
+            )
+        check_shape(self.shape, self.first, self.last, self.parameter)
+
+    def __len__(self) -> int:
+        """Its updates."""
+        return self.end - self.start
+
+    def factor(self, step: int) -> float:
+        """The factor of update number ``step`` of the run."""
+        done = step - self.start + (self.touches != "start")
+        p = done / (len(self) + (self.touches == "neither"))
+        return level(self.shape, p, self.first, self.last, self.parameter)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Weights saved on the way, whose weighted mean stands in for a decay (WSM, arXiv 2507.17634).
+
+    Args:
+        start: Updates done at the first snapshot.
+        end: Updates done at the last, where the merge is made.
+        every: Updates between two snapshots.
+        shape: The decay that the weights of the mean imitate (`zoo.schedules.merge_weights`).
+        min_ratio: The level that this decay ends at.
+        parameter: The number that some shapes need.
+
+    Raises:
+        ValueError: the snapshots do not fill the window, or the shape cannot do this.
+    """
+
+    start: int
+    end: int
+    every: int
+    shape: Shape = "linear"
+    min_ratio: float = 0.0
+    parameter: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.start < self.end and self.every > 0 and (self.end - self.start) % self.every == 0):
+            raise ValueError(
+                f"snapshots every {self.every} updates must fill the window from {self.start} to "
+                f"{self.end}: its "
+                "length must be a multiple of them"
+            )
+        check_shape(self.shape, 1.0, self.min_ratio, self.parameter)
+
+    @property
+    def steps(self) -> range:
+        """Updates done at each snapshot."""
+        return range(self.start, self.end + 1, self.every)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A number of updates that a model is wanted for, and where on the road it is made.
+
+    Args:
+        updates: The budget's name: what a run for it alone would spend.
+        pre: Updates done where the decay begins: the checkpoint to branch from; None without a stable phase.
+        post: Updates done (along the branch, if there is one) where the model is made.
+        branch: The decay beside the trunk, if it is not on it.
+        merge: The snapshots whose mean is the model, if it is merged.
+    """
+
+    updates: int
+    pre: int | None
+    post: int
+    branch: Segment | None = None
+    merge: Merge | None = None
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A part of a plan that runs without going back.
+
+    Args:
+        start: The update that it goes on from: 0, or that of an earlier budget's pre-decay checkpoint.
+        schedule: The road from update 0 to this leg's end, without branches.
+    """
+
+    start: int
+    schedule: "Schedule"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A learning-rate schedule: segments of a run, and the budgets that it serves.
+
+    The builders (`wsds`, `wsd`, `cosine`, ...) are the usual way to make one.
+
+    Args:
+        segments: The trunk, from update 0, without gaps.
+        budgets: By number of updates.
+        beyond: The factor after the last segment: that segment's last level (``hold``) or 1 (``peak``).
+
+    Raises:
+        ValueError: gaps or overlaps, or budgets that the segments do not serve.
+
+    >>> from zoo.schedules import wsds
+    >>> plan = wsds([500, 1000, 2000], warmup=50)
+    >>> [round(plan.factor(step), 3) for step in (24, 49, 449, 450, 499, 500)]
+    [0.5, 1.0, 1.0, 0.982, 0.1, 1.0]
+    >>> plan.total_updates, [(budget.pre, budget.post) for budget in plan.budgets]
+    (2000, [(450, 500), (900, 1000), (1800, 2000)])
+    """
+
+    segments: tuple[Segment, ...]
+    budgets: tuple[Budget, ...] = ()
+    beyond: Beyond = "hold"
+
+    def __post_init__(self) -> None:
+        if self.beyond not in get_args(Beyond):
+            raise ValueError(f"beyond must be one of {', '.join(get_args(Beyond))}, got {self.beyond!r}")
+        if not self.segments:
+            raise ValueError("a schedule needs at least one segment")
+        expected = 0
+        for segment in self.segments:
+            if segment.start != expected:
+                raise ValueError(
+                    f"a segment starts at update {segment.start}; the one before it ends at {expected}"
+                )
+            expected = segment.end
+        for before, budget in zip((None, *self.budgets), self.budgets, strict=False):
+            if before is not None and not before.updates < budget.updates:
+                raise ValueError(
+                    f"budgets must increase, got {before.updates} and then {budget.updates}: sort them, "
+                    "and name "
+                    "each once"
+                )
+            self._check_budget(budget)
+        starts = [budget.branch.start for budget in self.budgets if budget.branch is not None]
+        if starts != sorted(starts):
+            raise ValueError(f"branches must leave the trunk in the order of their budgets, got {starts}")
+
+    def _check_budget(self, budget: Budget) -> None:
+        branch = budget.branch
+        if branch is not None and (branch.start, branch.end) != (budget.pre, budget.post):
+            raise ValueError(
+                f"the branch of budget {budget.updates} runs from {branch.start} to {branch.end}, its "
+                "checkpoints "
+                f"stand at {budget.pre} and {budget.post}"
+            )
+        if budget.merge is not None and budget.merge.end != budget.post:
+            raise ValueError(
+                f"the merge of budget {budget.updates} ends at {budget.merge.end}, not at {budget.post}"
+            )
+        last = budget.pre if branch is not None and budget.pre is not None else budget.post
+        if not 0 < last <= self.end or (budget.pre is not None and not 0 <= budget.pre <= budget.post):
+            raise ValueError(
+                f"budget {budget.updates}: its checkpoints at {budget.pre} and {budget.post} do not lie "
+                "in the "
+                f"{self.end} updates of the schedule"
+            )
+
+    @property
+    def end(self) -> int:
+        """Updates of the trunk."""
+        return self.segments[-1].end
+
+    @property
+    def total_updates(self) -> int:
+        """Updates that have to be computed in all, those of branches included."""
+        return self.end + sum(len(budget.branch) for budget in self.budgets if budget.branch is not None)
+
+    def factor(self, step: int) -> float:
+        """What multiplies the peak learning rate in update number ``step`` (from 0) of the trunk."""
+        segment = self._segment(step)
+        if segment is not None:
+            return segment.factor(step)
+        return 1.0 if self.beyond == "peak" else self.segments[-1].last
+
+    def phase(self, step: int) -> Phase:
+        """The phase of update number ``step``; past the end, stable at the peak and decay if the last
+        level holds.
+        """
+        segment = self._segment(step)
+        if segment is not None:
+            return segment.phase
+        return "stable" if self.beyond == "peak" else self.segments[-1].phase
+
+    def _segment(self, step: int) -> Segment | None:
+        if step < 0:
+            raise ValueError(f"updates are counted from 0, got {step}")
+        if step >= self.end:
+            return None
+        return self.segments[bisect_right(self._starts, step) - 1]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [segment.start for segment in self.segments]
+
+    def factors(self, stop: int | None = None) -> list[float]:
+        """The factors of updates 0 to ``stop - 1``, or of the whole trunk."""
+        stop = self.end if stop is None else stop
+        inside = [
+            segment.factor(k)
+            for segment in self.segments
+            for k in range(segment.start, min(segment.end, stop))
+        ]
+        return inside + [self.factor(self.end)] * max(stop - self.end, 0)
+
+    def river_time(self, stop: int | None = None) -> float:
+        """The sum of the factors of updates 0 to ``stop - 1``: progress along the river, in updates at
+        the peak.
+
+        Below the edge of stability, gradient descent moves along the valley's floor by the sum of its
+        learning rates (arXiv 2410.05192, section 3), whatever their order.
+        """
+        return math.fsum(self.factors(stop))
+
+    @property
+    def legs(self) -> tuple[Leg, ...]:
+        """What to run, in order: each branch's road from the branch point before, then the rest of the
+        trunk.
+        """
+        legs: list[Leg] = []
+        start = 0
+        done: list[Budget] = []
+        for budget in self.budgets:
+            if budget.branch is not None:
+                cut = self.cut(budget.branch.start)
+                own = [b for b in self.budgets if b.branch is None and b.post <= budget.branch.start]
+                made = replace(budget, branch=None)
+                road = Schedule((*cut.segments, budget.branch), _by_updates([*own, made]))
+                legs.append(Leg(start, road))
+                start = budget.branch.start
+            else:
+                done.append(budget)
+        return (*legs, Leg(start, Schedule(self.segments, tuple(done), self.beyond)))
+
+    def cut(self, stop: int) -> "Schedule":
+        """The first ``stop`` updates as a schedule of their own, with the same factors.
+
+        Raises:
+            ValueError: there are no updates before ``stop``, or it lies within a ramp, which cannot be cut.
+        """
+        kept: list[Segment] = []
+        for segment in self.segments:
+            if segment.end <= stop:
+                kept.append(segment)
+            elif segment.start < stop:
+                if segment.first != segment.last:
+                    raise ValueError(
+                        f"update {stop} lies within the {segment.phase} from {segment.start} to "
+                        f"{segment.end}: a "
+                        "schedule can be cut in a stable phase or at the end of a ramp"
+                    )
+                kept.append(replace(segment, end=stop))
+        inside = [b for b in self.budgets if b.branch is None and b.post <= stop]
+        return Schedule(tuple(kept), tuple(inside))
+
+    def with_decay(
+        self,
+        step: int,
+        updates: int,
+        min_ratio: float = 0.1,
+        shape: Shape = "linear",
+        parameter: float | None = None,
+        touches: Touches = "end",
+        then: Literal["stop", "continue"] = "stop",
+    ) -> "Schedule":
+        """The same past with a decay that begins now: what a run does when it is told to decay.
+
+        Args:
+            step: The update at which it begins, in a stable phase.
+            updates: Its length.
+            min_ratio: The level that it ends at.
+            shape: How it goes there.
+            parameter: The number that some shapes need.
+            touches: See `Segment`.
+            then: ``stop`` ends the schedule after the decay; ``continue`` goes back to the plan, as
+                WSD-S does.
+
+        Raises:
+            ValueError: ``step`` lies in a ramp, or the plan that would go on has another decay in these
+                updates.
+        """
+        before = self.cut(step) if step <= self.end else self._held(step)
+        top = before.segments[-1].last
+        decay = Segment("decay", step, step + updates, top, min_ratio, shape, parameter, touches)
+        made = Budget(step + updates, step, step + updates)
+        if then == "stop":
+            return Schedule((*before.segments, decay), _by_updates([*before.budgets, made]))
+        rest = [segment for segment in self.segments if segment.end > decay.end]
+        if rest and rest[0].start < decay.end and rest[0].first != rest[0].last:
+            raise ValueError(
+                f"a decay of {updates} updates from update {step} runs into the {rest[0].phase} that "
+                "begins at update "
+                f"{rest[0].start}: give it at most {rest[0].start - step} updates, or let the run stop "
+                "after it"
+            )
+        if rest and rest[0].start > step and self.phase(step) != rest[0].phase:
+            raise ValueError(
+                f"a decay of {updates} updates from update {step} passes over a whole segment of the "
+                "plan: let the "
+                "run stop after it"
+            )
+        after = [replace(segment, start=max(segment.start, decay.end)) for segment in rest]
+        later = [budget for budget in self.budgets if budget.branch is not None or budget.post > decay.end]
+        kept = _by_updates([*before.budgets, made, *later])
+        return Schedule((*before.segments, decay, *after), kept, self.beyond)
+
+    def _held(self, step: int) -> "Schedule":
+        """The trunk drawn out to ``step`` updates, beyond its end."""
+        held = self.factor(self.end)
+        return replace(
+            self, segments=(*self.segments, Segment(self.phase(self.end), self.end, step, held, held))
+        )
+
+    def first_difference(self, other: "Schedule", stop: int) -> int | None:
+        """The first of the updates 0 to ``stop - 1`` whose factors differ between two trunks; None if
+        none does.
+        """
+        if self == other:
+            return None
+        return next((k for k in range(stop) if self.factor(k) != other.factor(k)), None)
+
+    def to_json(self) -> str:
+        """The schedule as JSON; `from_json` gives back an equal one."""
+        return json.dumps({"format": _FORMAT, **asdict(self)})
+
+    @staticmethod
+    def from_json(text: str) -> "Schedule":
+        """The schedule that `to_json` wrote.
+
+        Raises:
+            ValueError: it is no such text, or of a later format.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data["format"] != _FORMAT:
+                raise ValueError(f"format {data['format']} is not known here, which reads {_FORMAT}")
+            budgets = tuple(
+                Budget(
+                    **{
+                        **budget,
+                        "branch": budget["branch"] and Segment(**budget["branch"]),
+                        "merge": budget["merge"] and Merge(**budget["merge"]),
+                    }
+                )
+                for budget in data["budgets"]
+            )
+            return Schedule(
+                tuple(Segment(**segment) for segment in data["segments"]), budgets, data["beyond"]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"this is no schedule of the zoo: {error}") from error
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that equal schedules share."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+def _by_updates(budgets: list[Budget]) -> tuple[Budget, ...]:
+    return tuple(sorted(budgets, key=lambda budget: budget.updates))

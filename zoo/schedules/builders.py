@@ -261,9 +261,8 @@ def wsm(
         every = length // (snapshots - 1)
         if every < 1:
             raise ValueError(
-                f"the window of budget {total} has {length} updates, too few for {snapshots} snapshots: "
-                "lengthen "
-                "window or take fewer snapshots"
+                f"the window of budget {total} has {length} updates, too few for {snapshots} "
+                "snapshots: lengthen window or take fewer snapshots"
             )
         first = total - every * (snapshots - 1)
         _check_room(total, total - first, warmup, f"the warm-up of {warmup} updates")
@@ -381,8 +380,7 @@ def _decays(budgets: list[int], decay: float | list[float], decay_of: DecayOf) -
     if any(not 0 <= value <= 1 for value in each):
         raise ValueError(
             f"decays are shares of the {decay_of} between 0 and 1, got {each}: for numbers of updates "
-            "say decay_of: "
-            "explicit"
+            "say decay_of: explicit"
         )
     lengths = []
     for before, total, share in zip([0, *budgets], budgets, each, strict=False):
@@ -401,8 +399,6 @@ def _check_room(total: int, length: int, busy: int, before: str, end: int | None
     if start < busy:
         raise ValueError(
             f"budget {total}: its decay of {length} updates would begin after update {start}, but "
-            f"{before} lasts "
-            f"until {busy}. Shorten decay (decay_of: period takes a share of what lies between two "
-            "budgets), or move "
-            "the budget"
+            f"{before} lasts until {busy}. Shorten decay (decay_of: period takes a share of what lies "
+            "between two budgets), or move the budget"
         )

@@ -105,8 +105,7 @@ class Merge:
         if not (0 <= self.start < self.end and self.every > 0 and (self.end - self.start) % self.every == 0):
             raise ValueError(
                 f"snapshots every {self.every} updates must fill the window from {self.start} to "
-                f"{self.end}: its "
-                "length must be a multiple of them"
+                f"{self.end}: its length must be a multiple of them"
             )
         check_shape(self.shape, 1.0, self.min_ratio, self.parameter)
 
@@ -189,9 +188,8 @@ class Schedule:
         for before, budget in zip((None, *self.budgets), self.budgets, strict=False):
             if before is not None and not before.updates < budget.updates:
                 raise ValueError(
-                    f"budgets must increase, got {before.updates} and then {budget.updates}: sort them, "
-                    "and name "
-                    "each once"
+                    f"budgets must increase, got {before.updates} and then {budget.updates}: sort "
+                    "them, and name each once"
                 )
             self._check_budget(budget)
         starts = [budget.branch.start for budget in self.budgets if budget.branch is not None]
@@ -203,8 +201,7 @@ class Schedule:
         if branch is not None and (branch.start, branch.end) != (budget.pre, budget.post):
             raise ValueError(
                 f"the branch of budget {budget.updates} runs from {branch.start} to {branch.end}, its "
-                "checkpoints "
-                f"stand at {budget.pre} and {budget.post}"
+                f"checkpoints stand at {budget.pre} and {budget.post}"
             )
         if budget.merge is not None and budget.merge.end != budget.post:
             raise ValueError(
@@ -213,9 +210,8 @@ class Schedule:
         last = budget.pre if branch is not None and budget.pre is not None else budget.post
         if not 0 < last <= self.end or (budget.pre is not None and not 0 <= budget.pre <= budget.post):
             raise ValueError(
-                f"budget {budget.updates}: its checkpoints at {budget.pre} and {budget.post} do not lie "
-                "in the "
-                f"{self.end} updates of the schedule"
+                f"budget {budget.updates}: its checkpoints at {budget.pre} and {budget.post} do not "
+                f"lie in the {self.end} updates of the schedule"
             )
 
     @property
@@ -308,8 +304,8 @@ class Schedule:
                 if segment.first != segment.last:
                     raise ValueError(
                         f"update {stop} lies within the {segment.phase} from {segment.start} to "
-                        f"{segment.end}: a "
-                        "schedule can be cut in a stable phase or at the end of a ramp"
+                        f"{segment.end}: a schedule can be cut in a stable phase or at the end of a "
+                        "ramp"
                     )
                 kept.append(replace(segment, end=stop))
         inside = [b for b in self.budgets if b.branch is None and b.post <= stop]
@@ -351,15 +347,13 @@ class Schedule:
         if rest and rest[0].start < decay.end and rest[0].first != rest[0].last:
             raise ValueError(
                 f"a decay of {updates} updates from update {step} runs into the {rest[0].phase} that "
-                "begins at update "
-                f"{rest[0].start}: give it at most {rest[0].start - step} updates, or let the run stop "
-                "after it"
+                f"begins at update {rest[0].start}: give it at most {rest[0].start - step} updates, or "
+                "let the run stop after it"
             )
         if rest and rest[0].start > step and self.phase(step) != rest[0].phase:
             raise ValueError(
                 f"a decay of {updates} updates from update {step} passes over a whole segment of the "
-                "plan: let the "
-                "run stop after it"
+                "plan: let the run stop after it"
             )
         after = [replace(segment, start=max(segment.start, decay.end)) for segment in rest]
         later = [budget for budget in self.budgets if budget.branch is not None or budget.post > decay.end]

@@ -42,9 +42,8 @@ def check_shape(shape: Shape, first: float, last: float, parameter: float | None
             raise ValueError(f"the {name} level must be a finite number of at least 0, got {level}")
     if shape in ("inv", "inv_greedy", "exp") and not (first > 0 and last > 0):
         raise ValueError(
-            f"the shape {shape!r} never reaches zero: give a min_ratio above 0 (.1 in the paper, .01 for "
-            "a long "
-            "decay), or take linear or 1-sqrt, which do"
+            f"the shape {shape!r} never reaches zero: give a min_ratio above 0 (.1 in the paper, .01 "
+            "for a long decay), or take linear or 1-sqrt, which do"
         )
     if shape == "inv_greedy" and not last <= first / 2:
         raise ValueError(
@@ -55,9 +54,8 @@ def check_shape(shape: Shape, first: float, last: float, parameter: float | None
         raise ValueError(f"the shape 'power' needs its exponent as parameter, above 0, got {parameter}")
     if shape == "lowered_linear" and not (parameter is not None and 0 < parameter <= 1):
         raise ValueError(
-            "the shape 'lowered_linear' needs the share of the level that it begins at as parameter, in "
-            "(0, 1] (.7 "
-            f"in Dremov et al.), got {parameter}"
+            "the shape 'lowered_linear' needs the share of the level that it begins at as parameter, "
+            f"in (0, 1] (.7 in Dremov et al.), got {parameter}"
         )
     if parameter is not None and shape not in ("power", "lowered_linear"):
         raise ValueError(f"the shape {shape!r} has no parameter, got {parameter}")

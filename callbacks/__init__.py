@@ -17,5 +17,6 @@ if TYPE_CHECKING:
     from zoo.callbacks.sample_writer import SampleWriter as SampleWriter
     from zoo.callbacks.trajectory_writer import TrajectoryWriter as TrajectoryWriter
     from zoo.callbacks.update_bar import UpdateBar as UpdateBar
+    from zoo.callbacks.wsds import WSDS as WSDS
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo._cli.runs import CONFIG_FILE, METRICS_FILE
 from zoo.events import EVENTS_FILE, run_folder, shown
+from zoo.schedules.ledger import LEDGER_FILE
 
 _HOOKS = {"test": "test_step", "validate": "validation_step"}
 
@@ -39,6 +40,7 @@ def summary(verb: str, trainer: Trainer, model: LightningModule, trust: list[str
         *(("picture", path) for path in sorted(run.glob("*.png"))),
         ("metrics", run / METRICS_FILE),
         ("events", run / EVENTS_FILE),
+        ("ledger", run / "checkpoints" / LEDGER_FILE),
     ]
     checkpoint = _checkpoint(trainer) if verb == "fit" else None
     if checkpoint is not None:

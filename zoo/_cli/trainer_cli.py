@@ -33,7 +33,7 @@ from zoo._cli.parser import OneLineParser
 from zoo._cli.report import command
 from zoo._cli.runs import CONFIG_FILE, Resume, is_run, starts_others
 from zoo._cli.spec import differences, find_class, refuse_words, try_optimizers
-from zoo.callbacks import ExactResume, UpdateBar
+from zoo.callbacks import WSDS, ExactResume, UpdateBar
 from zoo.io import load_checkpoint
 
 CLI = TypeVar("CLI", bound="ZooCLI")
@@ -317,6 +317,14 @@ class ZooCLI(LightningCLI):
             return None
         return self.resume.checkpoint or Path(self._sub("ckpt_path"))
 
+    def _next_legs(self) -> None:
+        """Goes on with the branches of a schedule (`WSDS.fit` for users of the command line)."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for owner in [callback for callback in callbacks if isinstance(callback, WSDS)]:
+            while (path := owner.next_leg()) is not None:
+                kwargs = self._prepare_subcommand_kwargs("fit")
+                self.trainer.fit(**(kwargs | {"ckpt_path": path}))
+
     def start(self) -> None:
         """Runs the verb. Errors of the program, and all from the second batch on, keep their traceback.
 
@@ -327,6 +335,7 @@ class ZooCLI(LightningCLI):
         self.started = True
         try:
             super()._run_subcommand(str(self.subcommand))
+            self._next_legs()
         except SETUP_ERRORS as error:
             if not self.begun.is_users(error):
                 raise

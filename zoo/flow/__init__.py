@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from zoo.flow.improved_mean_flow import GuidanceDraws as GuidanceDraws
     from zoo.flow.improved_mean_flow import improved_mean_flow_error as improved_mean_flow_error
     from zoo.flow.improved_mean_flow_module import ImprovedMeanFlow as ImprovedMeanFlow
-    from zoo.flow.learning_rate import InverseSquareRootLR as InverseSquareRootLR
     from zoo.flow.levels import LogNormalLevels as LogNormalLevels
     from zoo.flow.levels import UniformLevels as UniformLevels
     from zoo.flow.mean_flow import adaptive as adaptive

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from zoo.schedules.builders import wsd as wsd
     from zoo.schedules.builders import wsds as wsds
     from zoo.schedules.builders import wsm as wsm
+    from zoo.schedules.learning_rate import InverseSquareRootLR as InverseSquareRootLR
+    from zoo.schedules.learning_rate import ScheduleLR as ScheduleLR
+    from zoo.schedules.ledger import Entry as Entry
+    from zoo.schedules.ledger import read_ledger as read_ledger
+    from zoo.schedules.on_demand import DecayOnDemand as DecayOnDemand
     from zoo.schedules.schedule import Budget as Budget
     from zoo.schedules.schedule import Leg as Leg
     from zoo.schedules.schedule import Merge as Merge

@@ -15,8 +15,8 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from typing import Any, Literal, get_args
 
 from zoo.schedules.shapes import Shape, check_shape, level
@@ -147,7 +147,6 @@ class Leg:
     schedule: "Schedule"
 
 
-@dataclass(frozen=True)
 class Schedule:
     """A learning-rate schedule: segments of a run, and the budgets that it serves.
 
@@ -169,11 +168,13 @@ class Schedule:
     (2000, [(450, 500), (900, 1000), (1800, 2000)])
     """
 
-    segments: tuple[Segment, ...]
-    budgets: tuple[Budget, ...] = ()
-    beyond: Beyond = "hold"
-
-    def __post_init__(self) -> None:
+    # No dataclass: configs may then name the functions that build one (jsonargparse closes dataclasses
+    # to them).
+    def __init__(
+        self, segments: Sequence[Segment], budgets: Sequence[Budget] = (), beyond: Beyond = "hold"
+    ) -> None:
+        self.segments, self.budgets, self.beyond = tuple(segments), tuple(budgets), beyond
+        self._starts = [segment.start for segment in self.segments]
         if self.beyond not in get_args(Beyond):
             raise ValueError(f"beyond must be one of {', '.join(get_args(Beyond))}, got {self.beyond!r}")
         if not self.segments:
@@ -214,6 +215,21 @@ class Schedule:
                 f"lie in the {self.end} updates of the schedule"
             )
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the segments, the budgets and what lies beyond are the same."""
+        return isinstance(other, Schedule) and self._fields() == other._fields()
+
+    def __hash__(self) -> int:
+        """Of the fields."""
+        return hash(self._fields())
+
+    def __repr__(self) -> str:
+        """As Python would build it."""
+        return f"Schedule({list(self.segments)}, {list(self.budgets)}, {self.beyond!r})"
+
+    def _fields(self) -> tuple[tuple[Segment, ...], tuple[Budget, ...], Beyond]:
+        return self.segments, self.budgets, self.beyond
+
     @property
     def end(self) -> int:
         """Updates of the trunk."""
@@ -246,10 +262,6 @@ class Schedule:
         if step >= self.end:
             return None
         return self.segments[bisect_right(self._starts, step) - 1]
-
-    @cached_property
-    def _starts(self) -> list[int]:
-        return [segment.start for segment in self.segments]
 
     def factors(self, stop: int | None = None) -> list[float]:
         """The factors of updates 0 to ``stop - 1``, or of the whole trunk."""
@@ -363,9 +375,8 @@ class Schedule:
     def _held(self, step: int) -> "Schedule":
         """The trunk drawn out to ``step`` updates, beyond its end."""
         held = self.factor(self.end)
-        return replace(
-            self, segments=(*self.segments, Segment(self.phase(self.end), self.end, step, held, held))
-        )
+        tail = Segment(self.phase(self.end), self.end, step, held, held)
+        return Schedule((*self.segments, tail), self.budgets, self.beyond)
 
     def first_difference(self, other: "Schedule", stop: int) -> int | None:
         """The first of the updates 0 to ``stop - 1`` whose factors differ between two trunks; None if
@@ -377,7 +388,9 @@ class Schedule:
 
     def to_json(self) -> str:
         """The schedule as JSON; `from_json` gives back an equal one."""
-        return json.dumps({"format": _FORMAT, **asdict(self)})
+        segments, budgets = map(asdict, self.segments), map(asdict, self.budgets)
+        data = {"segments": list(segments), "budgets": list(budgets), "beyond": self.beyond}
+        return json.dumps({"format": _FORMAT, **data})
 
     @staticmethod
     def from_json(text: str) -> "Schedule":

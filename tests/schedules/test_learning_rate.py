@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zoo.flow import InverseSquareRootLR
+from zoo.schedules import InverseSquareRootLR
 
 
 def made(steps: int = 3) -> tuple[torch.optim.Optimizer, InverseSquareRootLR]:

@@ -1,0 +1,88 @@
+"""`DecayOnDemand`: when a decay begins that no plan foresaw.
+
+OLMo-core's ``override_decay`` as two triggers: a file that somebody makes, or a number that no longer
+grows. The gap between the loss of averaged and of current weights (`zoo.callbacks.EMAGap`) estimates
+the height of the hill that a decay would come down; where it has stopped growing, waiting adds river
+only (Marin 8B, report of 2025).
+"""
+
+import math
+from typing import Literal
+
+from zoo.schedules.schedule import Schedule, Touches
+from zoo.schedules.shapes import Shape, check_shape
+
+
+class DecayOnDemand:
+    """Begins a decay when a file appears, or when a logged number has stopped growing.
+
+    Args:
+        file: The file, looked for in the run's folder if the path is relative; it is deleted when the
+            decay begins.
+        monitor: The logged number, ``ema_gap`` say. None watches none.
+        patience: Looks without a new maximum until the decay begins.
+        min_delta: By what share a value must exceed the maximum to be a new one.
+        every: Updates between two looks: the period at which ``monitor`` is logged.
+        decay: The length of the decay as a share of the updates that will have been made at its end, as
+            ``decay_of: budget`` has it.
+        shape: How it falls.
+        min_ratio: The level that it ends at.
+        parameter: The number that some shapes need.
+        touches: Which end of the decay has an update of its own (`zoo.schedules.Segment`).
+        then: ``stop`` the run after it, or ``continue`` with the plan.
+
+    Raises:
+        ValueError: nothing to look for, or numbers out of range.
+    """
+
+    def __init__(
+        self,
+        file: str | None = "decay.now",
+        monitor: str | None = None,
+        patience: int = 5,
+        min_delta: float = 0.01,
+        every: int = 10,
+        decay: float = 0.1,
+        shape: Shape = "linear",
+        min_ratio: float = 0.1,
+        parameter: float | None = None,
+        touches: Touches = "end",
+        then: Literal["stop", "continue"] = "stop",
+    ) -> None:
+        if file is None and monitor is None:
+            raise ValueError("DecayOnDemand needs a file to look for or a monitor to watch")
+        if patience < 1 or every < 1 or min_delta < 0:
+            raise ValueError(
+                f"patience and every must be at least 1 and min_delta at least 0, got {patience}, {every}, "
+                f"{min_delta}"
+            )
+        if not 0 < decay < 1:
+            raise ValueError(f"decay must be a share between 0 and 1, got {decay}")
+        check_shape(shape, 1.0, min_ratio, parameter)
+        self.file, self.monitor, self.every = file, monitor, every
+        self.patience, self.min_delta = patience, min_delta
+        self.decay, self.shape, self.min_ratio = decay, shape, min_ratio
+        self.parameter, self.touches, self.then = parameter, touches, then
+        self.best, self.waited = -math.inf, 0
+
+    def stalled(self, value: float) -> bool:
+        """Takes the next value of the monitor; True if it was the last of ``patience`` without a new
+        maximum.
+        """
+        if not math.isfinite(self.best) or value > self.best + self.min_delta * abs(self.best):
+            self.best, self.waited = value, 0
+        else:
+            self.waited += 1
+        return self.waited >= self.patience
+
+    def begin(self, road: Schedule, step: int) -> Schedule:
+        """The road with a decay that begins at ``step``; the watching starts anew.
+
+        Raises:
+            ValueError: the plan has no room for it.
+        """
+        updates = max(int(step * self.decay / (1 - self.decay) + 0.5), 1)
+        aimed: Touches = "neither" if self.touches == "end" and self.min_ratio == 0 else self.touches
+        made = road.with_decay(step, updates, self.min_ratio, self.shape, self.parameter, aimed, self.then)
+        self.best, self.waited = -math.inf, 0
+        return made

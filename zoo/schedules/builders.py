@@ -267,7 +267,7 @@ def wsm(
         first = total - every * (snapshots - 1)
         _check_room(total, total - first, warmup, f"the warm-up of {warmup} updates")
         merge = Merge(first, total, every, shape, min_ratio, parameter)
-        made.append(Budget(total, None, total, merge=merge))
+        made.append(Budget(total, total, total, merge=merge))
     head = _warmup(warmup, warmup_start, touches, budgets[-1])
     return Schedule((*head, *_stable(warmup, budgets[-1])), tuple(made), beyond="peak")
 

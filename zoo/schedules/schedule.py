@@ -355,18 +355,14 @@ class Schedule:
         made = Budget(step + updates, step, step + updates)
         if then == "stop":
             return Schedule((*before.segments, decay), _by_updates([*before.budgets, made]))
+        for ramp in self.segments:
+            if ramp.first != ramp.last and step < ramp.end and ramp.start < decay.end:
+                raise ValueError(
+                    f"a decay of {updates} updates from update {step} runs into the {ramp.phase} that "
+                    f"begins at update {ramp.start}: give it at most {ramp.start - step} updates, or "
+                    "let the run stop after it"
+                )
         rest = [segment for segment in self.segments if segment.end > decay.end]
-        if rest and rest[0].start < decay.end and rest[0].first != rest[0].last:
-            raise ValueError(
-                f"a decay of {updates} updates from update {step} runs into the {rest[0].phase} that "
-                f"begins at update {rest[0].start}: give it at most {rest[0].start - step} updates, or "
-                "let the run stop after it"
-            )
-        if rest and rest[0].start > step and self.phase(step) != rest[0].phase:
-            raise ValueError(
-                f"a decay of {updates} updates from update {step} passes over a whole segment of the "
-                "plan: let the run stop after it"
-            )
         after = [replace(segment, start=max(segment.start, decay.end)) for segment in rest]
         later = [budget for budget in self.budgets if budget.branch is not None or budget.post > decay.end]
         kept = _by_updates([*before.budgets, made, *later])

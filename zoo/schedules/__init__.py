@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING
 from zoo._lazy import attach
 
 if TYPE_CHECKING:
+    from zoo.schedules.analytic import ValleyLosses as ValleyLosses
+    from zoo.schedules.analytic import greedy_rates as greedy_rates
+    from zoo.schedules.analytic import hill_losses as hill_losses
+    from zoo.schedules.analytic import spectrum_losses as spectrum_losses
+    from zoo.schedules.analytic import stationary_hill as stationary_hill
+    from zoo.schedules.analytic import valley_run as valley_run
+    from zoo.schedules.bounds import ConvexBound as ConvexBound
+    from zoo.schedules.bounds import anytime_bounds as anytime_bounds
+    from zoo.schedules.bounds import convex_bound as convex_bound
     from zoo.schedules.builders import constant as constant
     from zoo.schedules.builders import cosine as cosine
     from zoo.schedules.builders import cyclic_cosine as cyclic_cosine
@@ -16,11 +25,27 @@ if TYPE_CHECKING:
     from zoo.schedules.builders import wsd as wsd
     from zoo.schedules.builders import wsds as wsds
     from zoo.schedules.builders import wsm as wsm
+    from zoo.schedules.hessian import HessianSpectrum as HessianSpectrum
+    from zoo.schedules.hessian import hessian_eigenvalues as hessian_eigenvalues
+    from zoo.schedules.landscape import EntropyBuckets as EntropyBuckets
+    from zoo.schedules.landscape import interpolate as interpolate
+    from zoo.schedules.landscape import loss_by_entropy as loss_by_entropy
+    from zoo.schedules.landscape import predictive_entropy as predictive_entropy
+    from zoo.schedules.landscape import update_energy as update_energy
     from zoo.schedules.learning_rate import InverseSquareRootLR as InverseSquareRootLR
     from zoo.schedules.learning_rate import ScheduleLR as ScheduleLR
     from zoo.schedules.ledger import Entry as Entry
     from zoo.schedules.ledger import read_ledger as read_ledger
+    from zoo.schedules.merged_file import merge_checkpoints as merge_checkpoints
+    from zoo.schedules.merging import decay_of_weights as decay_of_weights
+    from zoo.schedules.merging import ema_weights as ema_weights
+    from zoo.schedules.merging import merge_weights as merge_weights
+    from zoo.schedules.merging import uniform_weights as uniform_weights
+    from zoo.schedules.merging import weights_of as weights_of
+    from zoo.schedules.merging import weights_of_shape as weights_of_shape
     from zoo.schedules.on_demand import DecayOnDemand as DecayOnDemand
+    from zoo.schedules.power_law import MULTI_POWER_LAW as MULTI_POWER_LAW
+    from zoo.schedules.power_law import PowerLaw as PowerLaw
     from zoo.schedules.schedule import Budget as Budget
     from zoo.schedules.schedule import Leg as Leg
     from zoo.schedules.schedule import Merge as Merge

@@ -1,6 +1,7 @@
 """The checkpoints of a schedule's budgets, and the ledger that says which is what."""
 
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -27,13 +28,28 @@ class BudgetFiles:
 
     def relative(self, path: str) -> str:
         """A path as the ledger has it: the name alone, if the file lies beside it."""
-        return Path(path).name if Path(path).absolute().parent == self.folder.absolute() else path
+        whole = Path(path).absolute()
+        return whole.name if whole.parent == self.folder.absolute() else str(whole)
 
-    def join(self, ledger: list[Entry], parent: str | None) -> None:
-        """Takes over what a checkpoint knows of the way to it."""
+    def state(self) -> dict[str, Any]:
+        """The way to here, as plain values."""
+        entries = [vars(entry) for entry in self.ledger]
+        return {"folder": str(self.folder.absolute()), "parent": self.parent, "ledger": entries}
+
+    def join(self, state: dict[str, Any]) -> None:
+        """Takes over what a checkpoint knows of the way to it; its run may have been in another folder."""
+
+        def here(path: str | None) -> str | None:
+            return None if path is None else self.relative(str(Path(state["folder"]) / path))
+
+        passed = [
+            Entry(**(entry | {"path": here(entry["path"]), "parent": here(entry["parent"])}))
+            for entry in state["ledger"]
+        ]
         known = {entry.path for entry in self.ledger}
-        self.ledger = [*self.ledger, *(entry for entry in ledger if entry.path not in known)]
-        if parent is not None and self.parent not in {entry.path for entry in self.ledger}:
+        self.ledger = [*self.ledger, *(entry for entry in passed if entry.path not in known)]
+        parent = here(state["parent"])
+        if parent is not None and self.parent not in {entry.path for entry in passed}:
             self.parent = parent  # a checkpoint in between: the way leads back to the last entry
 
     def save(

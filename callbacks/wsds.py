@@ -17,7 +17,7 @@ from zoo.callbacks._budget_files import BudgetFiles
 from zoo.callbacks._owned_rates import OwnedRates, shown_rates
 from zoo.events import record, run_folder, shown
 from zoo.schedules import DecayOnDemand, Schedule
-from zoo.schedules.ledger import Entry, Kind
+from zoo.schedules.ledger import Kind
 from zoo.schedules.schedule import Budget
 
 State = dict[str, Any]
@@ -166,8 +166,7 @@ class WSDS(Callback):
             "step": self._step,
             "updates_spent": self._spent(),
             "peaks": [] if self._rates is None else self._rates.peaks,
-            "parent": self._files.parent,
-            "ledger": [vars(entry) for entry in self._files.ledger],
+            "files": self._files.state(),
             "watch": [demand.best, demand.waited] if demand is not None else None,
         }
 
@@ -285,7 +284,7 @@ class WSDS(Callback):
             if self.decay_on_demand is not None and saved["watch"] is not None:
                 self.decay_on_demand.best, self.decay_on_demand.waited = saved["watch"]
         self._compare(trainer, past, saved["peaks"])
-        self._files.join([Entry(**entry) for entry in saved["ledger"]], saved["parent"])
+        self._files.join(saved["files"])
 
     def _compare(self, trainer: Trainer, past: Schedule, old_peaks: list[list[float]]) -> None:
         """Refuses another past, and peaks that nobody said would change."""

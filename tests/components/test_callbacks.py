@@ -4,6 +4,7 @@ import pytest
 from callback_tester import CallbackCase, CallbackTester
 
 from zoo.callbacks import (
+    WSDS,
     ExactResume,
     LossCurve,
     SampleGrid,
@@ -12,6 +13,7 @@ from zoo.callbacks import (
     TrajectoryWriter,
     UpdateBar,
 )
+from zoo.schedules import constant, wsds
 
 CASES = {
     "ExactResume": CallbackCase(
@@ -25,6 +27,13 @@ CASES = {
     "SampleReport": CallbackCase(active=SampleReport, inactive=SampleReport),
     "SampleWriter": CallbackCase(active=SampleWriter, inactive=SampleWriter),
     "TrajectoryWriter": CallbackCase(active=TrajectoryWriter, inactive=TrajectoryWriter),
+    "WSDS": CallbackCase(
+        active=lambda: WSDS(wsds([8, 17], warmup=2)),
+        inactive=lambda: WSDS(constant(10**9)),
+        observer=False,
+        single="more than one stateful callback",
+        paths="files",
+    ),
     "UpdateBar": CallbackCase(
         active=lambda: UpdateBar(1e-6), inactive=lambda: UpdateBar(1e9), single="multiple progress bar"
     ),

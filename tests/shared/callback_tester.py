@@ -29,12 +29,14 @@ class CallbackCase:
         inactive: Makes it so that its moment never comes.
         observer: It only looks: at work, too, it leaves training as it is.
         single: What the refusal of a second instance says, where a run can have one only.
+        paths: The key of its state that names files: two runs in two folders differ in it.
     """
 
     active: Callable[[], Callback]
     inactive: Callable[[], Callback]
     observer: bool = True
     single: str | None = None
+    paths: str | None = None
 
 
 def fit(
@@ -176,6 +178,8 @@ class CallbackTester:
             torch.load(path / f"step={STEPS}.ckpt", weights_only=True)["callbacks"].get(key)
             for path in (folder, tmp_path)
         ]
+        for state in states if case.paths else []:
+            assert state.pop(case.paths)
         assert same(*states)
 
     def test_two_instances(self, case: CallbackCase, plain: LightningModule, tmp_path: Path) -> None:

@@ -90,3 +90,31 @@ def store_on_rank(folder: str) -> None:
         enable_progress_bar=False, callbacks=[TrajectoryWriter()],
     )  # fmt: skip
     trainer.predict(_Solves(), DataLoader(items, batch_size=2), return_predictions=False)
+
+
+def schedule_on_rank(folder: str) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """A two-process run whose first process is asked to decay; the learning rate of every update."""
+    from lightning.pytorch import Callback
+
+    from zoo.callbacks import WSDS
+    from zoo.schedules import DecayOnDemand, constant
+
+    class Rates(Callback):
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+            if trainer.global_step == 13 and trainer.is_global_zero:
+                (Path(folder) / "decay.now").touch()
+
+    torch.manual_seed(0)
+    rates, demand = Rates(), DecayOnDemand(every=8, decay=0.2)
+    trainer = Trainer(
+        accelerator="cpu", strategy="ddp", devices=2, max_steps=40, logger=False, default_root_dir=folder,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[rates, WSDS(constant(40), decay_on_demand=demand)],
+    )  # fmt: skip
+    model = ToyClassifier()
+    trainer.fit(model, datamodule=Digits(50, seed=0))
+    return rates.seen, model.state_dict()

@@ -1,5 +1,6 @@
 """The checkpoints of a schedule's budgets, and the ledger that says which is what."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from lightning.pytorch import Trainer
 
 from zoo.events import record, shown
 from zoo.io import save_tensors
+from zoo.schedules import merge_checkpoints, weights_of
 from zoo.schedules.ledger import Entry, Kind, write_ledger
 from zoo.schedules.schedule import Budget
 
@@ -59,35 +61,75 @@ class BudgetFiles:
 
         Args:
             trainer: The Trainer.
-            kind: What it is.
+            kind: ``pre`` or ``post``.
             budget: Whose it is.
             step: Updates done.
             spent: Updates computed, discarded branches included.
             schedule: The schedule's hash.
         """
-        path = self.folder / f"{self.name}-budget{budget.updates}-{kind}-step{step}.ckpt"
-        entry = Entry(path.name, kind, budget.updates, step, spent, self.parent, schedule)
-        self.ledger = [*(other for other in self.ledger if other.path != entry.path), entry]
+        entry = self._enter(kind, budget, step, spent, schedule)
         self.parent = entry.path
-        trainer.save_checkpoint(path, weights_only=False)  # that is, with the optimizer
+        trainer.save_checkpoint(self.folder / entry.path, weights_only=False)  # that is, with the optimizer
         self._tell(trainer, entry)
 
-    def snapshot(self, trainer: Trainer, step: int) -> None:
-        """Saves the current weights, to be merged."""
+    def snapshot(self, trainer: Trainer, budget: Budget, step: int, spent: int, schedule: str) -> None:
+        """Saves the current weights, to be merged; once, where several budgets need them."""
+        if self._snapshot(step) is not None:
+            return
+        entry = self._enter("snapshot", budget, step, spent, schedule)
         weights = trainer.strategy.lightning_module_state_dict()
         if trainer.is_global_zero:
-            save_tensors(self.snapshot_path(step), weights)
+            save_tensors(self.folder / entry.path, weights)
+            write_ledger(self.folder, [entry])
 
-    def snapshot_path(self, step: int) -> Path:
-        """Where the weights after ``step`` updates are kept."""
-        return self.folder / f"{self.name}-snapshot-step{step}.safetensors"
+    def merge(self, trainer: Trainer, budget: Budget, step: int, spent: int, schedule: str) -> None:
+        """Merges the snapshots of a budget with the checkpoint that was just saved, its last."""
+        assert budget.merge is not None
+        assert self.parent is not None
+        last = self.folder / self.parent
+        entry = self._enter("merged", budget, step, spent, schedule)
+        if trainer.is_global_zero:
+            files = [*(self._snapshot(at) for at in budget.merge.steps[:-1]), last]
+            found = [file for file in files if file is not None]
+            merge_checkpoints(found, weights_of(budget.merge), self.folder / entry.path)
+        trainer.strategy.barrier()
+        self._tell(trainer, entry)
+
+    def check_snapshots(self, budgets: Sequence[Budget], step: int) -> None:
+        """Refuses to begin within a merge whose first snapshots are not there.
+
+        Raises:
+            ValueError: one is missing.
+        """
+        for merge in (budget.merge for budget in budgets if budget.merge is not None):
+            passed = [at for at in merge.steps if at <= step < merge.end]
+            missing = [at for at in passed if self._snapshot(at) is None]
+            if missing:
+                raise ValueError(
+                    f"the merge at update {merge.end} needs snapshots of the updates "
+                    f"{', '.join(map(str, missing))}, which the run at update {step} has passed, and "
+                    f"{self.folder} has none: begin before update {merge.start}, or leave that budget out"
+                )
+
+    def _snapshot(self, step: int) -> Path | None:
+        """Where the weights after ``step`` updates are, in this run's folder or an earlier one's."""
+        found = [entry for entry in self.ledger if entry.kind == "snapshot" and entry.step == step]
+        paths = [self.folder / entry.path for entry in found]
+        return next((path for path in paths if path.is_file()), None)
+
+    def _enter(self, kind: Kind, budget: Budget, step: int, spent: int, schedule: str) -> Entry:
+        ending = "safetensors" if kind == "snapshot" else "ckpt"
+        path = f"{self.name}-budget{budget.updates}-{kind}-step{step}.{ending}"
+        entry = Entry(path, kind, budget.updates, step, spent, self.parent, schedule)
+        self.ledger = [*(other for other in self.ledger if other.path != path), entry]
+        return entry
 
     def _tell(self, trainer: Trainer, entry: Entry) -> None:
         if trainer.is_global_zero:
             write_ledger(self.folder, [entry])
         path = self.folder / entry.path
         what = {
-            "pre": "about to decay",
+            "pre": "can be branched from here" if entry.step == entry.budget else "about to decay",
             "post": f"done, {entry.updates_spent} updates computed in all",
             "merged": f"merged, {entry.updates_spent} updates computed in all",
         }[entry.kind]

@@ -17,8 +17,6 @@ from zoo.callbacks._budget_files import BudgetFiles
 from zoo.callbacks._owned_rates import OwnedRates, shown_rates
 from zoo.events import record, run_folder, shown
 from zoo.schedules import DecayOnDemand, Schedule
-from zoo.schedules.ledger import Kind
-from zoo.schedules.schedule import Budget
 
 State = dict[str, Any]
 _FORMAT = 1
@@ -36,6 +34,9 @@ class WSDS(Callback):
     schedule if it agrees with the old one on every update that was made: budgets may be added or moved
     in the future. Otherwise it is refused, and the first update that differs is named. A branch is
     nothing else: ``--ckpt_path ...-pre-step22500.ckpt`` with another config.
+
+    **Merges.** Under `zoo.schedules.wsm` nothing decays: snapshots of the weights are saved on the way, and
+    their weighted mean is the budget's model, ``...-merged-step<s>.ckpt``. Snapshots stay on the disk.
 
     **Branches of WSD.** A schedule with branches (`zoo.schedules.wsd` of several budgets) is run leg by
     leg: to the end of the first branch, then from the checkpoint before it to the end of the next.
@@ -85,8 +86,12 @@ class WSDS(Callback):
         if beta2_in_decay is not None and not 0 <= beta2_in_decay < 1:
             raise ValueError(f"beta2_in_decay must be in [0, 1), got {beta2_in_decay}")
         self.legs = schedule.legs
-        if len(self.legs) > 1 and not save_pre:
-            raise ValueError("save_pre: false leaves a schedule with branches nothing to branch from")
+        merges = any(budget.merge is not None for budget in schedule.budgets)
+        if not save_pre and (merges or len(self.legs) > 1):
+            raise ValueError(
+                "save_pre: false leaves a schedule with branches nothing to branch from, and a merge without "
+                "its last checkpoint"
+            )
         if decay_on_demand is not None and len(self.legs) > 1:
             raise ValueError(
                 "decay_on_demand needs a schedule on one road (wsds, constant), and this one has "
@@ -212,6 +217,7 @@ class WSDS(Callback):
         else:
             self._resume(trainer, saved)
         self._going_on = False
+        self._files.check_snapshots(self.road.budgets, self._step)
         self._check_length(trainer)
         self._set(trainer)
         if len(self.legs) > 1:
@@ -350,17 +356,26 @@ class WSDS(Callback):
 
     def _save(self, trainer: Trainer, before: int) -> None:
         """Saves what the updates after ``before`` have completed."""
-        now = self._step
-        for budget in self.road.budgets:
-            if budget.merge is not None and any(before < step <= now for step in budget.merge.steps):
-                self._files.snapshot(trainer, now)
-            if self.save_pre and budget.pre is not None and before < budget.pre <= now:
-                self._save_one(trainer, "pre", budget)
-            if self.save_post and before < budget.post <= now:
-                self._save_one(trainer, "post", budget)
+        now, files = self._step, self._files
 
-    def _save_one(self, trainer: Trainer, kind: Kind, budget: Budget) -> None:
-        self._files.save(trainer, kind, budget, self._step, self._spent(), self.road.hash)
+        def passed(step: int | None) -> bool:
+            return step is not None and before < step <= now
+
+        for budget in self.road.budgets:
+            merge = budget.merge
+            snapshot = merge is not None and now < merge.end and any(map(passed, merge.steps))
+            pre, post = self.save_pre and passed(budget.pre), self.save_post and passed(budget.post)
+            if not (snapshot or pre or post):
+                continue
+            facts = (budget, now, self._spent(), self.road.hash)
+            if snapshot:
+                files.snapshot(trainer, *facts)
+            if pre:
+                files.save(trainer, "pre", *facts)
+            if post and merge is not None:
+                files.merge(trainer, *facts)
+            elif post:
+                files.save(trainer, "post", *facts)
 
     def _set(self, trainer: Trainer) -> None:
         """The learning rate of the next update."""

@@ -22,7 +22,16 @@ from toys import ManualToy, ToyClassifier
 from zoo.callbacks import WSDS, ExactResume
 from zoo.datamodules import Digits
 from zoo.io import load_checkpoint, read_json_lines
-from zoo.schedules import DecayOnDemand, Schedule, constant, read_ledger, wsd, wsds
+from zoo.schedules import (
+    DecayOnDemand,
+    Schedule,
+    constant,
+    read_ledger,
+    weights_of_shape,
+    wsd,
+    wsds,
+    wsm,
+)
 
 PEAK = 1e-2  # of the toys
 PLAN = wsds(
@@ -490,6 +499,39 @@ def test_decay_on_demand_by_a_plateau(tmp_path: Path) -> None:
     owner = WSDS(constant(40), decay_on_demand=DecayOnDemand(file=None, monitor="hill", every=2))
     with pytest.raises(ValueError, match="watches 'hill', which nothing has logged by update 2; there is"):
         fit(tmp_path / "none", owner, Plateau())
+
+
+def test_merges(tmp_path: Path) -> None:
+    """WSM: the mean of snapshots of the road, also of a run that was resumed elsewhere within the window."""
+    plan = wsm([20, 40], warmup=4, window=0.6, snapshots=4, shape="1-sqrt")
+    fit(tmp_path / "whole", plan)
+    folder = tmp_path / "whole" / "checkpoints"
+    entries = read_ledger(folder)
+    assert [(e.kind, e.budget, e.step) for e in entries] == [
+        ("snapshot", 20, 8), ("snapshot", 20, 12), ("snapshot", 20, 16), ("pre", 20, 20), ("merged", 20, 20),
+        ("snapshot", 40, 24), ("snapshot", 40, 32), ("pre", 40, 40), ("merged", 40, 40),
+    ]  # fmt: skip
+    weights = weights_of_shape("1-sqrt", 4)
+    for total, steps in ((20, (8, 12, 16, 20)), (40, (16, 24, 32, 40))):
+        states = [load_checkpoint(tmp_path / "whole" / "all" / f"step={step}.ckpt") for step in steps]
+        merged = load_checkpoint(folder / f"wsds-budget{total}-merged-step{total}.ckpt")
+        for name, value in merged["state_dict"].items():
+            # The road's own weights, not their running average, which these checkpoints have under
+            # state_dict.
+            parts = [state["current_model_state"][name].double() for state in states]
+            mean = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+            torch.testing.assert_close(value, mean.float(), rtol=1e-6, atol=1e-8)
+    checkpoint = tmp_path / "whole" / "all" / "step=29.ckpt"
+    fit(tmp_path / "elsewhere", plan, checkpoint=checkpoint)
+    again = load_checkpoint(tmp_path / "elsewhere" / "checkpoints" / "wsds-budget40-merged-step40.ckpt")
+    assert all(torch.equal(value, again["state_dict"][name]) for name, value in merged["state_dict"].items())
+    (folder / "wsds-budget20-snapshot-step16.safetensors").unlink()
+    with pytest.raises(
+        ValueError, match="the merge at update 40 needs snapshots of the updates 16, which the"
+    ):
+        fit(tmp_path / "lost", plan, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="a merge without its last checkpoint"):
+        WSDS(plan, save_pre=False)
 
 
 def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 from zoo.io import atomic_write
 
 LEDGER_FILE = "ledger.json"
-Kind = Literal["pre", "post", "merged"]
+Kind = Literal["pre", "post", "snapshot", "merged"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Entry:
     Args:
         path: The file: its name if it lies beside the ledger, else its path.
         kind: ``pre``: the state before a decay, to branch from; ``post``: the model of a budget;
-            ``merged``: the same, as a mean of snapshots.
+            ``snapshot``: weights to be merged; ``merged``: the model of a budget, as their mean.
         budget: The budget, in updates.
         step: Updates on the way from the first weights to this file.
         updates_spent: Updates computed until then in all, those of discarded branches included.

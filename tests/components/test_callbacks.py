@@ -5,6 +5,7 @@ from callback_tester import CallbackCase, CallbackTester
 
 from zoo.callbacks import (
     WSDS,
+    EMAGap,
     ExactResume,
     LossCurve,
     SampleGrid,
@@ -18,6 +19,9 @@ from zoo.schedules import constant, wsds
 CASES = {
     "ExactResume": CallbackCase(
         active=ExactResume, inactive=ExactResume, single="more than one stateful callback"
+    ),
+    "EMAGap": CallbackCase(
+        active=lambda: EMAGap(every_n_steps=3, batches=2), inactive=lambda: EMAGap(every_n_steps=10**9)
     ),
     "SampleGrid": CallbackCase(
         active=lambda: SampleGrid(every_n_steps=5, per_label=2),

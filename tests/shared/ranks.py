@@ -118,3 +118,33 @@ def schedule_on_rank(folder: str) -> tuple[list[float], dict[str, torch.Tensor]]
     model = ToyClassifier()
     trainer.fit(model, datamodule=Digits(50, seed=0))
     return rates.seen, model.state_dict()
+
+
+def gap_on_rank(folder: str) -> tuple[float, float]:
+    """The gap that a two-process run logs after six updates, and this rank's own."""
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    from zoo.callbacks import EMAGap
+
+    class Own(EMAGap):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            super().on_train_batch_end(trainer, pl_module, *args)
+            if trainer.global_step == 6:
+                logged = float(trainer.callback_metrics["ema_gap"])
+                assert isinstance(average._average_model.module, ToyClassifier)
+                with torch.no_grad():
+                    models = [model.eval() for model in (average._average_model.module, pl_module)]
+                    losses = [float(model.loss(self._kept[0])) for model in models]  # type: ignore[operator]
+                pl_module.train()
+                found.append((logged, losses[0] - losses[1]))
+
+    torch.manual_seed(0)
+    found: list[tuple[float, float]] = []
+    average: Any = EMAWeightAveraging(decay=0.8)
+    trainer = Trainer(
+        accelerator="cpu", strategy="ddp", devices=2, max_steps=6, logger=False, default_root_dir=folder,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[average, Own(every_n_steps=3, batches=1)],
+    )  # fmt: skip
+    trainer.fit(ToyClassifier(), datamodule=Digits(50, seed=0))
+    return found[0]

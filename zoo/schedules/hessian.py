@@ -47,7 +47,7 @@ def hessian_eigenvalues(
     costs about four gradients; vectors are kept, so it takes ``iterations`` times the memory of the trained
     parameters, beside the graph of one batch. Attention runs on torch's plain kernel, since fused ones have
     no second derivative. Shared parameters count once, frozen ones not at all. An eigenvalue that occurs
-    several times is found once.
+    several times may be found fewer times.
 
     Args:
         module: The module, on the device of the batches.

@@ -81,13 +81,13 @@ def interpolate(
                     f"{letter} must be a state dict of {type(module).__name__}: for {name!r} of shape "
                     f"{tuple(value.shape)} it holds {found}"
                 )
+    start, stop = (_ends(state, target) for state in (a, b))
     losses = []
     with unchanged(module), torch.no_grad():
         for t in points:
             for name, value in target.items():
-                left = a[name].to(value.device)
                 blend = value.is_floating_point()
-                value.copy_((1 - t) * left + t * b[name].to(value.device) if blend else left)
+                value.copy_((1 - t) * start[name] + t * stop[name] if blend else start[name])
             losses.append(math.fsum(float(loss(module, batch)) for batch in batches) / len(batches))
     return losses
 
@@ -205,6 +205,13 @@ def loss_by_entropy(losses: Tensor, entropies: Tensor, buckets: int = 10) -> Ent
     count = torch.bincount(bucket, minlength=len(highest))
     total = torch.zeros(len(highest), dtype=torch.float64).index_add_(0, bucket, loss)
     return EntropyBuckets(highest.tolist(), (total / count).tolist(), count.tolist())
+
+
+def _ends(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict beside a module: the module's own, given as an end of the line, would move with it."""
+    ends = {name: state[name].detach().to(value.device) for name, value in target.items()}
+    own = {name for name, value in target.items() if ends[name].data_ptr() == value.data_ptr()}
+    return {name: value.clone() if name in own else value for name, value in ends.items()}
 
 
 def _check_batches(batches: Sequence[Any]) -> None:

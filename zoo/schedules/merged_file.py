@@ -134,22 +134,36 @@ def _parts(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
 
 
 def _mean(files: Sequence[Path], weights: Sequence[float], take: Take) -> dict[str, Tensor]:
+    shapes = _open(files[-1], take)
+    parts = list(_parts(shapes))
+    sizes = {name: _real(tensor).numel() for name, tensor in shapes.items() if _averages(tensor)}
+    # Buffers for all parts and tensors: pieces freed between those that stay would scatter the memory.
+    room = max((sum(sizes.get(name, 0) for name in part) for part in parts), default=0)
+    sums = torch.empty(room, dtype=torch.float64)
+    wide = torch.empty(max(sizes.values(), default=0), dtype=torch.float64)
     merged: dict[str, Tensor] = {}
-    for part in _parts(_open(files[-1], take)):
-        sums: dict[str, Tensor] = {}
+    for part in parts:
+        names = [name for name in part if name in sizes]
+        lengths = [sizes[name] for name in names]
+        places = sums[: sum(lengths)].zero_().split(lengths) if names else ()
+        totals = dict(zip(names, places, strict=True))
         for file, weight in zip(files, weights, strict=True):
             # Opened anew for each part: the pages of a mapping count as memory until it is closed.
             tensors = _open(file, take)
-            for name in part:
-                value = tensors[name]
-                if value.is_floating_point() or value.is_complex():
-                    wide = torch.complex128 if value.is_complex() else torch.float64
-                    if name not in sums:
-                        sums[name] = torch.zeros(value.shape, dtype=wide)
-                    sums[name].add_(value.to(wide), alpha=weight)
-                elif file is files[-1]:
-                    merged[name] = value.clone()
-            kinds = {name: tensors[name].dtype for name in part}
-        for name in list(sums):
-            merged[name] = sums.pop(name).to(kinds[name])
-    return {name: merged[name] for name in _open(files[-1], take)}
+            for name, total in totals.items():
+                total.add_(wide[: len(total)].copy_(_real(tensors[name]).flatten()), alpha=weight)
+        for name in part:
+            merged[name] = tensors[name].clone()
+            if name in totals:
+                _real(merged[name]).copy_(totals[name].view(_real(merged[name]).shape))
+        del tensors
+    return merged
+
+
+def _averages(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

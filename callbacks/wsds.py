@@ -6,12 +6,14 @@ rate is a function of the update, and a checkpoint only says what was done, so t
 compared and the future changed.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 
 from zoo.callbacks._budget_files import BudgetFiles
 from zoo.callbacks._owned_rates import OwnedRates, shown_rates
@@ -194,11 +196,7 @@ class WSDS(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the peaks, before a checkpoint brings its own learning rates."""
         if trainer.lr_scheduler_configs:
-            names = ", ".join(type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs)
-            raise ValueError(
-                f"the learning rate has two owners, WSDS and {names} of {type(pl_module).__name__}: "
-                "leave out the module's scheduler (lr_scheduler: null), or this callback"
-            )
+            raise ValueError(two_owners(pl_module, trainer.lr_scheduler_configs))
         if not trainer.optimizers:
             raise ValueError(f"{type(pl_module).__name__} has no optimizer for WSDS to own")
         self._rates = OwnedRates(trainer.optimizers, self.beta2_in_decay)
@@ -388,6 +386,16 @@ class WSDS(Callback):
         self._finished = self._step >= self.road.end
         if self._finished and (self.stop_at_end or self.leg + 1 < len(self.legs)):
             trainer.should_stop = True
+
+
+def two_owners(module: LightningModule, configs: Sequence[LRSchedulerConfig]) -> str:
+    """What is said where a module also has schedulers."""
+    names = ", ".join(type(config.scheduler).__name__ for config in configs)
+    return (
+        f"the learning rate has two owners, WSDS and {names} of {type(module).__name__}: leave out the "
+        "module's "
+        "scheduler (--model.lr_scheduler null), or this callback"
+    )
 
 
 def _several(trainer: Trainer) -> bool:

@@ -6,6 +6,7 @@ room's verb is one more row here: its function lives in the room's ``commands.py
 """
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ VERBS = {
     ),
     "predict": Verb("zoo._cli.train:run", "run a model over the data", raw=True),
     "check": Verb("zoo._cli.check:run", "parse configs and build their parts, without data", raw=True),
+    "plan": Verb(
+        "zoo._cli.plan:run", "a config's learning rates before they are paid for: zoo plan CONFIG", raw=True
+    ),
     "list": Verb("zoo._cli.verbs:list_names", "name the models, data, callbacks, networks and configs"),
     "show": Verb("zoo._cli.verbs:show", "explain a component, or print a config: zoo show MeanFlow"),
     "cp": Verb("zoo._cli.verbs:copy", "copy a bundled config, to be edited: zoo cp quickstart"),
@@ -79,6 +83,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted before anything was done")
         return 130
+    except (
+        BrokenPipeError
+    ):  # of `zoo list | head`: nobody reads on, and Python's own flush would complain too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def call(name: str, args: list[str], words: list[str], trusted: list[str]) -> int:

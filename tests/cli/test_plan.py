@@ -1,0 +1,81 @@
+"""`zoo plan`: a config's schedule in words and as a picture, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+
+CONFIG = """
+trainer:
+  accelerator: cpu
+  max_steps: 80
+  callbacks:
+  - class_path: zoo.callbacks.WSDS
+    init_args:
+      schedule:
+        class_path: zoo.schedules.wsd
+        init_args: {budgets: [20, 40, 80], warmup: 4}
+model:
+  class_path: zoo.flow.MeanFlow
+  init_args:
+    network: {class_path: zoo.flow.DiT, init_args: {width: 16, depth: 1, heads: 2, num_classes: 10}}
+data: Digits
+"""
+
+
+@pytest.fixture
+def config(workspace: Path) -> str:
+    Path("tree.yaml").write_text(CONFIG)
+    return "tree.yaml"
+
+
+def test_plan(zoo, config):
+    run = zoo("plan", config, "--png", "out/plan.png", "--tokens", "128", "--law", "100M")
+    assert run.code == 0, run.err
+    lines = run.out.splitlines()
+    assert lines[0] == "tree.yaml: 86 updates in all (6 of them on branches), 11k tokens of 128 an update"
+    assert lines[1] == "peak learning rate 0.001"
+    assert any(line.startswith("this plan") for line in lines)
+    assert lines[-1] == "drawn in out/plan.png" and Path("out/plan.png").stat().st_size > 10_000
+    assert not Path("runs").exists()
+
+
+def test_keys_of_the_config(zoo, config):
+    run = zoo("plan", config, "--trainer.max_steps", "50", "--model.optimizer.lr", "0.5")
+    assert run.code == 0, run.err
+    assert "peak learning rate 0.5" in run.out
+    assert run.out.splitlines()[-1] == "max_steps is 50, and the schedule has 80 updates"
+
+
+def test_an_overlay(zoo, workspace):
+    run = zoo("plan", "quickstart", "callbacks/wsds", "--model.lr_scheduler", "null")
+    assert run.code == 0, run.err
+    assert run.out.startswith("quickstart, callbacks/wsds: 4,000 updates in all\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "the following arguments are required: CONFIG"),
+        (("quickstart",), "quickstart: there is no WSDS callback, and so no plan"),
+        (("nothing_here",), "neither a file here nor a bundled config"),
+        (("tree.yaml", "--law", "3"), "give one of 25M, 100M, 400M, or the seven numbers L0,A,alpha"),
+        (("tree.yaml", "--law", "1,1,1,1,1,1,2"), "gamma must be below 1"),
+        (("flow/digits_pretrain", "callbacks/wsds"), "two owners, WSDS and OneCycleLR of Diffusion"),
+        (("tree.yaml", "--model.nothing", "1"), "nothing"),
+    ],
+)
+def test_refusals(zoo, config, words, says):
+    run = zoo("plan", *words)
+    assert run.code == 2 and says in run.err
+    assert run.err.count("\n") == 1  # one line
+
+
+def test_budgets_that_lie_close_together(zoo, config):
+    Path(config).write_text(CONFIG.replace("[20, 40, 80]", "[20, 21]"))
+    run = zoo("plan", config)
+    assert run.code == 0
+    assert "WSD-S: the budgets lie too close together for it." in run.out
+    Path(config).write_text(CONFIG.replace("[20, 40, 80]", "[20, 20]"))
+    run = zoo("plan", config)
+    assert run.code == 2 and run.err.count("\n") == 1
+    assert "budgets must increase, got 20 and then 20: sort them, and name each once" in run.err

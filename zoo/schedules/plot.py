@@ -1,0 +1,106 @@
+"""Pictures of schedules: in a terminal, and as PNG."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from zoo.io import atomic_path
+from zoo.schedules.schedule import Schedule
+
+
+def ascii_plot(plan: Schedule, width: int = 72, height: int = 8) -> str:
+    """The factors over the updates as text: bars for the trunk, dots for branches, ``^`` where models
+    are made.
+
+    Args:
+        plan: The schedule.
+        width: Characters of the plot; each shows the mean over its updates.
+        height: Lines of it.
+
+    Returns:
+        Lines, the first at a factor of 1.
+
+    Raises:
+        ValueError: fewer than 10 characters or 2 lines.
+
+    >>> from zoo.schedules import wsds
+    >>> print(ascii_plot(wsds([50, 100], warmup=10, decay=0.2), width=40, height=4))
+    1.0 |   ##############   ##############
+        |  ################  ################
+        | ################## ###################
+    0.0 |########################################
+        0                   ^                   ^ 100
+    """
+    if width < 10 or height < 2:
+        raise ValueError(f"a plot needs at least 10 characters and 2 lines, got {width} and {height}")
+    end = plan.end
+    cells = [(n * end // width, max((n + 1) * end // width, n * end // width + 1)) for n in range(width)]
+    trunk = _means(plan.factors(), cells)
+    branches = [0.0] * width
+    for leg, following in pairwise(plan.legs):
+        factors = [0.0] * following.start + leg.schedule.factors()[following.start :]
+        branches = [max(pair) for pair in zip(branches, _means(factors, cells), strict=True)]
+    lines = []
+    for row in range(height):
+        low = (height - row - 1) / height
+        bars = (
+            "." if dot > low and dot < bar else "#" if bar > low else " "
+            for bar, dot in zip(trunk, branches, strict=True)
+        )
+        label = "1.0" if row == 0 else "0.0" if row == height - 1 else "   "
+        lines.append(f"{label} |{''.join(bars)}".rstrip())
+    marks = [" "] * width
+    for budget in plan.budgets:
+        marks[min((budget.post - 1) * width // end, width - 1)] = "^"
+    return "\n".join([*lines, f"    0{''.join(marks)} {end:,}"])
+
+
+def _means(factors: list[float], cells: list[tuple[int, int]]) -> list[float]:
+    parts = [factors[first:last] for first, last in cells]
+    return [sum(part) / len(part) if part else 0.0 for part in parts]
+
+
+def save_plot(path: str | Path, plan: Schedule, title: str = "") -> None:
+    """Draws a schedule as PNG: factor over updates, branches dashed, the checkpoints of its budgets marked.
+
+    Args:
+        path: The file to make.
+        plan: The schedule.
+        title: Written above it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    _stairs(axes, plan, 0, color="C0", linewidth=1.5)
+    for leg, following in pairwise(plan.legs):
+        _stairs(axes, leg.schedule, following.start, color="C0", linewidth=1, linestyle="--")
+    for leg in plan.legs:
+        for budget in leg.schedule.budgets:
+            if budget.pre:
+                axes.plot(budget.pre, leg.schedule.factor(budget.pre - 1), "o", color="C2", zorder=3)
+            height = leg.schedule.factor(budget.post - 1)
+            axes.plot(budget.post, height, "s", color="C3", zorder=3)
+            place = (7, -4) if height < 1 else (-8, 7)  # beside the line that leads to it
+            axes.annotate(f"{budget.updates:,}", (budget.post, height), place, textcoords="offset points")
+            if budget.merge is not None:
+                axes.plot(budget.merge.steps, [1.0] * len(budget.merge.steps), "|", color="C1", markersize=10)
+    axes.plot([], [], "o", color="C2", label="saved to branch from")
+    axes.plot([], [], "s", color="C3", label="the budget's model")
+    axes.set(xlabel="updates", ylabel="factor of the peak rate", ylim=(0, 1.16))
+    axes.set_title(title, loc="left")
+    axes.margins(x=0.08)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    figure.legend(loc="outside upper right", ncols=2)
+    FigureCanvasAgg(figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def _stairs(axes: Any, plan: Schedule, start: int, **style: Any) -> None:
+    """Each update's factor as a step; a branch begins at the level that it leaves."""
+    steps = [start, *range(start, plan.end), plan.end]
+    factors = [plan.factor(k) for k in range(start, plan.end)]
+    before = plan.factor(start - 1) if start else factors[0]
+    axes.step(steps, [before, *factors, factors[-1]], where="post", **style)

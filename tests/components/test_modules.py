@@ -82,6 +82,14 @@ CASES = {
         "ConsistencyModel", False, preconditioning=EDM, teacher=SOLVES,
         objective={"class_path": "zoo.flow.ContinuousConsistency", "init_args": {"warmup": 3}},
     ),
+    "BigramTable": ModuleCase(
+        model={"class_path": "zoo.lm.BigramTable", "init_args": {"n": 40, "seed": 0}},
+        data={
+            "class_path": "zoo.datamodules.Bigram",
+            "init_args": {"n": 40, "certain": 20, "size": 96, "batch_size": 32, "seed": 0},
+        },
+        compile_flag=None,
+    ),
 }  # fmt: skip
 
 

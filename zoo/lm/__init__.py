@@ -1,0 +1,10 @@
+"""Language models as hosts: small, so that schedules, callbacks and readers have honest ones."""
+
+from typing import TYPE_CHECKING
+
+from zoo._lazy import attach
+
+if TYPE_CHECKING:
+    from zoo.lm.bigram_module import BigramTable as BigramTable
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

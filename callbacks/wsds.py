@@ -41,10 +41,10 @@ class WSDS(Callback):
     their weighted mean is the budget's model, ``...-merged-step<s>.ckpt``. Snapshots stay on the disk.
 
     **Branches of WSD.** A schedule with branches (`zoo.schedules.wsd` of several budgets) is run leg by
-    leg: to the end of the first branch, then from the checkpoint before it to the end of the next.
-        ``zoo fit`` runs all legs; in Python
-    `WSDS.fit` does, where ``trainer.fit`` would run one. Later legs repeat update numbers in the logs;
-    the value ``wsds/leg`` tells them apart, and the ledger charges what branches cost.
+    leg: to the end of the first branch, then from the checkpoint before it to the end of the next. The
+    command line runs all legs; in Python `WSDS.fit` does, where ``trainer.fit`` would run one. Later legs
+    repeat update numbers in the logs, where the value ``wsds/leg`` tells them apart; the ledger charges
+    what branches cost.
 
     Counts updates of the first optimizer; with automatic optimization that is ``trainer.global_step``.
     Works with gradient accumulation, several groups and optimizers, averaged weights (a branch goes on

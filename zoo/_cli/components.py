@@ -141,10 +141,14 @@ def _component(name: str, path: str, module: str) -> Component:
     if node is None:
         return Component(name, path, module, "parts", "", ())
     doc = ast.get_docstring(node) or ""
+    kind: Kind
     if isinstance(node, ast.FunctionDef):
-        return Component(name, path, module, "parts", doc, _arguments(module, node, doc))
+        arguments = _arguments(module, node, doc)
+        of_models = path.split(".")[1] not in _SHARED
+        kind = "pieces" if of_models and _builds(module, node) and _is_piece([], arguments) else "parts"
+        return Component(name, path, module, kind, doc, arguments)
     bases = _bases(module, node)
-    kind: Kind = next((kind for root, kind in _ROOTS.items() if root in bases), "parts")
+    kind = next((kind for root, kind in _ROOTS.items() if root in bases), "parts")
     if kind == "parts" and path.startswith("zoo.callbacks."):
         kind = (
             "callbacks"  # of a Lightning callback, EMAWeightAveraging say, whose own bases are not followed
@@ -153,8 +157,24 @@ def _component(name: str, path: str, module: str) -> Component:
     arguments = _arguments(*init, doc) if init else ()
     if kind in ("networks", "parts") and ".networks." not in module:
         of_models = kind == "networks" or path.split(".")[1] not in _SHARED
-        kind = "pieces" if of_models and _is_piece(bases, arguments) else "parts"
+        kind = "pieces" if of_models and not _is_record(node) and _is_piece(bases, arguments) else "parts"
     return Component(name, path, module, kind, doc, arguments)
+
+
+def _is_record(node: ast.ClassDef) -> bool:
+    """Whether a class is a dataclass: a result, or data that something else builds."""
+    return any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+def _builds(module: str, node: ast.FunctionDef) -> bool:
+    """Whether a function returns an object of a class of the zoo, as configs may name one by class_path."""
+    if not isinstance(node.returns, ast.Name):
+        return False
+    owner, name = _owner(module, node.returns)
+    made = _definition(owner, name) if owner.startswith("zoo.") else None
+    if not isinstance(made, ast.ClassDef) or _is_record(made):
+        return False
+    return not {"Module", "NamedTuple"} & set(_bases(owner, made))
 
 
 def _is_piece(bases: list[str], arguments: tuple[Argument, ...]) -> bool:
@@ -185,13 +205,24 @@ def _arguments(module: str, function: ast.FunctionDef, doc: str) -> tuple[Argume
     return tuple(
         Argument(
             name=argument.arg,
-            type=ast.unparse(argument.annotation) if argument.annotation else "",
+            type=_type(module, argument.annotation) if argument.annotation else "",
             default=None if default is None else _full_path(module, ast.unparse(default)),
             help=helps.get(argument.arg, ""),
         )
         for argument, default in pairs
         if argument.arg != "self"
     )
+
+
+def _type(module: str, annotation: ast.expr) -> str:
+    """An annotation as it stands; the name of a `Literal` of the zoo as its words."""
+    if isinstance(annotation, ast.Name):
+        owner, name = _owner(module, annotation)
+        for node in _tree(owner).body if owner.split(".")[0] == "zoo" else []:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+                value = ast.unparse(node.value)
+                return value if value.startswith("Literal[") else name
+    return ast.unparse(annotation)
 
 
 def _full_path(module: str, text: str) -> str:

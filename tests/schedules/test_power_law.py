@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from zoo.schedules import MULTI_POWER_LAW, PowerLaw, Schedule, constant, cosine, wsd, wsds
+from zoo.schedules import (
+    MULTI_POWER_LAW,
+    LossCurve,
+    PowerLaw,
+    Schedule,
+    constant,
+    cosine,
+    fit_power_law,
+    wsd,
+    wsds,
+)
 
 WARMUP = 2160
 LAW = MULTI_POWER_LAW["100M"]
@@ -88,3 +98,41 @@ def test_bad_input_is_refused() -> None:
         LAW.loss([0.0, 1e-4, 1e-4], [1])
     with pytest.raises(ValueError, match=r"got \[0.5\]"):
         LAW.loss([1e-4], [0.5])
+
+
+FITTED = (cosine(1200, 110), constant(1200, 110), wsd([800], 110, decay=0.5))
+
+
+def curves(peak: float, noise: float) -> list[LossCurve]:
+    """Runs of the 100M law, at another scale of the rates, and losses that are off by a share ``noise``."""
+    generator, made = np.random.default_rng(0), []
+    for plan in FITTED:
+        at = np.arange(130, plan.end + 1, 30)
+        exact = LAW.loss(rates(plan), at)
+        off = np.exp(noise * generator.standard_normal(len(at)))
+        made.append(LossCurve([peak * factor for factor in plan.factors()], at, exact * off))
+    return made
+
+
+def test_a_fit_finds_the_law_that_made_the_curves() -> None:
+    law = fit_power_law(curves(3e-4, noise=0.0))
+    for name in ("L0", "A", "alpha", "B", "C", "beta", "gamma"):
+        assert getattr(law, name) == pytest.approx(getattr(LAW, name), rel=1e-6), name
+
+
+def test_a_fit_to_noisy_losses_forecasts_other_runs() -> None:
+    """Losses off by .2 % and rates of another optimizer; forecasts of longer and other decays within .3 %."""
+    law = fit_power_law(curves(0.5, noise=0.002))
+    for plan in (wsd([1200], 110, min_ratio=0.05), wsd([2400], 110, shape="1-sqrt"), cosine(3600, 110)):
+        found = law.loss([0.5 * factor for factor in plan.factors()]).item()
+        assert found == pytest.approx(LAW.loss(rates(plan)).item(), rel=3e-3)
+
+
+def test_curves_that_cannot_be_fitted_are_refused() -> None:
+    [curve, *others] = curves(3e-4, 0.0)
+    with pytest.raises(ValueError, match="at least 2 curves and 10 losses, got 1 curves"):
+        fit_power_law([curve])
+    with pytest.raises(ValueError, match=r"curve 0: losses must be positive .* the 36 .* got \(35,\)"):
+        fit_power_law([curve._replace(losses=np.asarray(curve.losses)[1:]), *others])
+    with pytest.raises(ValueError, match=r"curve 1: losses must be positive .* from -1"):
+        fit_power_law([curve, others[0]._replace(losses=-np.ones(36))])

@@ -19,8 +19,8 @@ class EMAGap(Callback):
 
     The cheapest look at the hill of the river valley (arXiv 2410.05192): an average stands at the river's
     floor, the weights on its hillside, so the gap is about minus the height that a decay would come down.
-    At a constant learning rate it settles (Marin 8B: about .015 bits per byte), and it closes as the
-    learning rate decays. `WSDS` can begin a decay where it no longer grows.
+    While the loss falls fast the average lags behind, and the gap is positive; at a constant learning rate
+    it becomes negative and settles (Marin 8B: about .015 bits per byte), and it closes as the rate decays.
 
     Needs a `WeightAveraging` callback (Lightning's ``EMAWeightAveraging``), listed before this one so that
     the average holds the update just made, and a method of the module from a batch to its loss. The batches

@@ -44,10 +44,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_are_configs() -> None:
-    assert {"quickstart", "flow/eight_gaussians", "flow/digits_mean_flow"} <= set(SMALL)
-    assert {"flow/cifar10/cmt", "flow/imagenet512/ecd"} <= set(
-        RECIPES
-    ) and "flow/strict_official/cmt" in OVERLAYS
+    assert {"quickstart", "flow/eight_gaussians", "flow/digits_mean_flow", "lm/bigram"} <= set(SMALL)
+    assert {"flow/cifar10/cmt", "flow/imagenet512/ecd"} <= set(RECIPES)
+    assert {"flow/strict_official/cmt", "callbacks/wsds"} <= set(OVERLAYS)
     assert sorted(SMALL + RECIPES + OVERLAYS) == NAMES
     # What is small says so: it asks for no GPU.
     assert all(

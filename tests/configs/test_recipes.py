@@ -1,4 +1,4 @@
-"""The full-scale recipes on the meta device: networks, teachers and steps of their real size, without values.
+"""The full-scale recipes of the flow room on the meta device: networks and steps of real size, no values.
 
 What a recipe says is compared with what its source says, which is restated here: parameter counts, batches,
 lengths, the networks in the published files.
@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from bundled import FOLDER, OVERLAYS, RECIPES
+from bundled import FOLDER
+from bundled import OVERLAYS as ALL_OVERLAYS
+from bundled import RECIPES as ALL_RECIPES
 from torch import Tensor, nn
 
 from zoo._cli.check import CheckCLI
@@ -24,6 +26,8 @@ from zoo._cli.policy import import_policy
 from zoo._cli.trainer_cli import build
 from zoo.flow import CMT, EDM2UNet, EDMPreconditioning, FlowModel, MeanFlow, SongUNet, Teacher
 
+RECIPES = [name for name in ALL_RECIPES if name.startswith("flow/")]
+OVERLAYS = [name for name in ALL_OVERLAYS if name.startswith("flow/")]
 # Trainable parameters. EDM2's sizes are given in millions by its paper.
 PARAMETERS: dict[str, float] = {
     "flow/cifar10/pretrain": 55_733_891,

@@ -17,6 +17,7 @@ from toys import ManualToy, ToyClassifier
 
 from zoo.callbacks import EMAGap
 from zoo.datamodules import Digits
+from zoo.schedules import stationary_hill
 
 
 class Watch(Callback):
@@ -47,7 +48,7 @@ class Watch(Callback):
             for weights in (ema._average_model.module.state_dict(), pl_module.state_dict()):
                 model = ToyClassifier().eval()
                 model.load_state_dict(weights)
-                batches = list(trainer.val_dataloaders)[: self.batches]  # type: ignore[call-overload]
+                batches = list(trainer.val_dataloaders)[: self.batches]  # type: ignore[arg-type]
                 losses.append(sum(float(model.loss(batch)) for batch in batches) / len(batches))
         self.expected[trainer.global_step] = losses[0] - losses[1]
 
@@ -97,6 +98,50 @@ def test_the_gap_is_what_it_says(tmp_path: Path) -> None:
     # Who looks in between, or after a validation, finds the last value too.
     for step, value in watch.next.items():
         assert value == (None if step < 5 else pytest.approx(logged[step // 5 * 5][0], abs=1e-6)), step
+
+
+class Hill(LightningModule):
+    """SGD on 0.5 |x|^2 with unit noise in each of 800 coordinates; validation sees no noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = torch.nn.Parameter(torch.full((800,), 3.0))
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        return 0.5 * (self.x - batch["noise"][0]).square().sum()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.loss(batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Validation exists; the batch is what counts."""
+
+    def train_dataloader(self) -> Any:
+        noise = torch.randn(100, 800, generator=torch.Generator().manual_seed(0))
+        return DataLoader([{"noise": row} for row in noise])  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> Any:
+        return DataLoader([{"noise": torch.zeros(800)}])  # type: ignore[arg-type]
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+def test_the_gap_is_the_height_of_a_hill_that_is_known(tmp_path: Path) -> None:
+    trainer = Trainer(
+        accelerator="cpu", max_steps=100, callbacks=[EMAWeightAveraging(decay=0.9), EMAGap(50, 1)],
+        logger=CSVLogger(tmp_path, name=None, version=""), enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Hill())
+    hill = stationary_hill(0.5)
+    # x is an AR(1) process of correlation 0.5 from step to step, of which an average with decay b keeps
+    # (1 - b) / (1 + b) * (1 + 0.5 b) / (1 - 0.5 b) of the variance.
+    kept = 0.1 / 1.9 * 1.45 / 0.55
+    gap, current, _ = rows(tmp_path)[100]
+    # The standard error of a mean of 800 squares is 5 %.
+    assert current / 800 == pytest.approx(hill, rel=0.15)
+    assert gap / 800 == pytest.approx(-(1 - kept) * hill, rel=0.15)
 
 
 def test_looks_under_accumulation_and_with_two_optimizers(tmp_path: Path) -> None:

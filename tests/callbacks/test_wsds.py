@@ -483,21 +483,23 @@ def test_decay_on_demand_by_file(then: Any, tmp_path: Path) -> None:
 
 
 class Plateau(Callback):
-    """Logs a number that grows for a while."""
+    """Logs a number that grows for a while, and its negative."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         pl_module.log("gap", float(min(trainer.global_step, 12)))
+        pl_module.log("hill", 6.0 - min(trainer.global_step, 12))  # through zero, as the gap of an average
 
 
-def test_decay_on_demand_by_a_plateau(tmp_path: Path) -> None:
-    demand = DecayOnDemand(file=None, monitor="gap", patience=3, every=2, decay=0.2)
+@pytest.mark.parametrize(("monitor", "mode"), [("gap", "max"), ("hill", "min")])
+def test_decay_on_demand_by_a_plateau(monitor: str, mode: Any, tmp_path: Path) -> None:
+    demand = DecayOnDemand(file=None, monitor=monitor, mode=mode, patience=3, every=2, decay=0.2)
     _, rates = fit(tmp_path, WSDS(constant(40), decay_on_demand=demand), Plateau())
     # Looks after 12 (the last maximum), 14, 16 and 18 updates.
     expected = constant(40).with_decay(18, 5)
     assert rates.factors == pytest.approx(expected.factors()[: len(rates.seen)], rel=1e-15)
     assert len(rates.seen) == 23
-    owner = WSDS(constant(40), decay_on_demand=DecayOnDemand(file=None, monitor="hill", every=2))
-    with pytest.raises(ValueError, match="watches 'hill', which nothing has logged by update 2; there is"):
+    owner = WSDS(constant(40), decay_on_demand=DecayOnDemand(file=None, monitor="height", every=2))
+    with pytest.raises(ValueError, match="watches 'height', which nothing has logged by update 2; there is"):
         fit(tmp_path / "none", owner, Plateau())
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from zoo.schedules import read_ledger
+
 CONFIG = """
 trainer:
   accelerator: cpu
@@ -79,3 +81,23 @@ def test_budgets_that_lie_close_together(zoo, config):
     run = zoo("plan", config)
     assert run.code == 2 and run.err.count("\n") == 1
     assert "budgets must increase, got 20 and then 20: sort them, and name each once" in run.err
+
+
+def test_the_tree_by_one_command_and_a_merge(zoo, config):
+    """`zoo fit` runs all legs; a merged model is tested, and not resumed."""
+    small = CONFIG.replace("[20, 40, 80], warmup: 4", "[4, 8], warmup: 2, decay: 0.5").replace("80", "8")
+    Path(config).write_text(small)
+    run = zoo("fit", "--config", config)
+    assert run.code == 0, run.err
+    folder = Path("runs/tree/version_0/checkpoints")
+    assert [entry.step for entry in read_ledger(folder)] == [2, 4, 4, 8]
+    assert "  ledger     runs/tree/version_0/checkpoints/ledger.json" in run.out.splitlines()
+    Path(config).write_text(
+        small.replace("schedules.wsd", "schedules.wsm").replace("decay", "snapshots: 2, window")
+    )
+    assert zoo("fit", "--config", config).code == 0
+    merged = "runs/tree/version_1/checkpoints/wsds-budget8-merged-step8.ckpt"
+    assert zoo("test", "--config", config, "--ckpt_path", merged).code == 0
+    again = zoo("fit", "--config", config, "--ckpt_path", merged)
+    assert again.code == 2 and again.err.count("\n") == 1
+    assert "is a mean of checkpoints and no state to go on from" in again.err

@@ -63,7 +63,8 @@ def run(
     probe = Probe(set(at), set(keep or []))
     model = BigramTable(optimizer=partial(torch.optim.SGD, lr=peak))
     trainer = Trainer(
-        accelerator="cpu", max_steps=plan.end, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", max_steps=plan.end, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0,
         callbacks=[probe, WSDS(plan, save_pre=False, save_post=False)],
     )  # fmt: skip
@@ -113,7 +114,8 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     plans = {
         "constant 1": (constant(2000, WARMUP), 1), "constant 8": (constant(2000, WARMUP), 8),
-        "WSD linear to .1": (wsd([2000], WARMUP), 8), "WSD linear to 0": (wsd([2000], WARMUP, min_ratio=0.0), 8),
+        "WSD linear to .1": (wsd([2000], WARMUP), 8),
+        "WSD linear to 0": (wsd([2000], WARMUP, min_ratio=0.0), 8),
         "WSD inv to .1": (wsd([2000], WARMUP, shape="inv"), 8), "cosine to .1": (cosine(2000, WARMUP), 8),
     }  # fmt: skip
     numbers: dict[str, Any] = {"one budget": {}, "three budgets": {}, "jumps": {}, "merged": {}}
@@ -152,15 +154,15 @@ def main() -> None:
     jumps = numbers["jumps"]
     rows = [
         {
-            "claim": "A large rate learns certain tokens (the river) faster: their excess loss after 2,000 updates",
+            "claim": "A large rate learns certain tokens, the river, faster: excess after 2,000 updates",
             "scale": scale, "paper": none, "ours": ends("certain"),
         },
         {
-            "claim": "... and leaves uncertain ones (the hill) noisy, which a decay takes away: their excess loss",
+            "claim": "... and leaves uncertain ones, the hill, noisy, which a decay takes away: their excess",
             "scale": scale, "paper": none, "ours": ends("uncertain"),
         },
         {
-            "claim": "After WSD-S jumps back to the peak the hill returns within tens of updates, the river stays: "
+            "claim": "After WSD-S's jump the hill returns within tens of updates, the river stays: "
             "mean (certain) excess after 450, 500, 505, 520, 900, 1,000 updates",
             "scale": f"{scale}, budgets 500, 1,000, 2,000", "paper": none,
             "ours": "; ".join(
@@ -170,12 +172,12 @@ def main() -> None:
             ),
         },
         {
-            "claim": "Mean excess at budgets 500 / 1,000 / 2,000, each way at its best peak of 2, 4, 8 for the last",
+            "claim": "Mean excess at budgets 500 / 1,000 / 2,000, each way at its best peak of 2, 4, 8",
             "scale": "as above", "paper": "WSD-S beats WSD at equal compute and cyclic cosine (0.1B-1.2B)",
             "ours": "; ".join(map(best, ways)),
         },
         {
-            "claim": "A mean of iterates of the constant run instead of a decay: mean excess after 2,000 updates",
+            "claim": "A mean of iterates at a constant rate instead of a decay: mean excess",
             "scale": scale, "paper": "WSM (arXiv 2507.17634) beats WSD downstream",
             "ours": "; ".join(f"{name} {interval(found, 2)}" for name, found in numbers["merged"].items()),
         },

@@ -18,16 +18,16 @@ import numpy as np
 from entry import write
 
 from zoo.schedules import (
-    MULTI_POWER_LAW,
-    LossCurve,
     PowerLaw,
     Schedule,
     Segment,
+    TrainingCurve,
     constant,
     cosine,
     fit_power_law,
     wsd,
 )
+from zoo.schedules.power_law import MULTI_POWER_LAW
 
 PEAK, WARMUP = 3e-4, 2160
 FITTED = ("cosine_24000", "constant_24000", "wsdcon_9")
@@ -69,7 +69,7 @@ NOTED = {
 }
 
 
-def read(folder: Path, size: str, name: str) -> tuple[LossCurve, float]:
+def read(folder: Path, size: str, name: str) -> tuple[TrainingCurve, float]:
     """A published curve on rates of the zoo's making, and how far those are from the file's, as a share."""
     table = np.genfromtxt(
         folder / f"csv_{size.removesuffix('M')}" / f"{name}.csv", delimiter=",", skip_header=1
@@ -78,10 +78,10 @@ def read(folder: Path, size: str, name: str) -> tuple[LossCurve, float]:
     table = table[table[:, 0] < plan.end]
     steps, theirs, losses = table[:, 0].astype(int), table[:, 1], table[:, 2]
     rates = PEAK * np.array(plan.factors())
-    return LossCurve(rates, steps + 1, losses), float(np.max(np.abs(rates[steps] / theirs - 1)))
+    return TrainingCurve(rates, steps + 1, losses), float(np.max(np.abs(rates[steps] / theirs - 1)))
 
 
-def measure(law: PowerLaw, curve: LossCurve) -> dict[str, float]:
+def measure(law: PowerLaw, curve: TrainingCurve) -> dict[str, float]:
     """Errors of one curve, as shares of the measured loss, and what it ends at."""
     losses = np.asarray(curve.losses)
     forecast = law.loss(curve.rates, curve.at)
@@ -95,10 +95,10 @@ def measure(law: PowerLaw, curve: LossCurve) -> dict[str, float]:
     }
 
 
-def fitted(curves: dict[str, LossCurve]) -> PowerLaw:
+def fitted(curves: dict[str, TrainingCurve]) -> PowerLaw:
     """The zoo's own fit, to every fourth point of the three curves that the authors fitted theirs to."""
     thin = [
-        LossCurve(rates, np.asarray(at)[::4], np.asarray(losses)[::4])
+        TrainingCurve(rates, np.asarray(at)[::4], np.asarray(losses)[::4])
         for rates, at, losses in (curves[name] for name in FITTED)
     ]
     return fit_power_law(thin)

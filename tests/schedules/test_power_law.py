@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 from zoo.schedules import (
-    MULTI_POWER_LAW,
-    LossCurve,
     PowerLaw,
     Schedule,
+    TrainingCurve,
     constant,
     cosine,
     fit_power_law,
     wsd,
     wsds,
 )
+from zoo.schedules.power_law import MULTI_POWER_LAW
 
 WARMUP = 2160
 LAW = MULTI_POWER_LAW["100M"]
@@ -103,14 +103,14 @@ def test_bad_input_is_refused() -> None:
 FITTED = (cosine(1200, 110), constant(1200, 110), wsd([800], 110, decay=0.5))
 
 
-def curves(peak: float, noise: float) -> list[LossCurve]:
+def curves(peak: float, noise: float) -> list[TrainingCurve]:
     """Runs of the 100M law, at another scale of the rates, and losses that are off by a share ``noise``."""
     generator, made = np.random.default_rng(0), []
     for plan in FITTED:
         at = np.arange(130, plan.end + 1, 30)
         exact = LAW.loss(rates(plan), at)
         off = np.exp(noise * generator.standard_normal(len(at)))
-        made.append(LossCurve([peak * factor for factor in plan.factors()], at, exact * off))
+        made.append(TrainingCurve([peak * factor for factor in plan.factors()], at, exact * off))
     return made
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from zoo.schedules import MULTI_POWER_LAW, Schedule, convex_bound, cosine, cyclic_cosine, wsd, wsds, wsm
+from zoo.schedules import Schedule, convex_bound, cosine, cyclic_cosine, wsd, wsds, wsm
 from zoo.schedules.plot import ascii_plot, save_plot
+from zoo.schedules.power_law import MULTI_POWER_LAW
 from zoo.schedules.report import alternatives, report, road_to, score
 
 BUDGETS = [1250, 2500, 5000]

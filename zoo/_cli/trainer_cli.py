@@ -215,7 +215,13 @@ class ZooCLI(LightningCLI):
             near = [str(file) for file in Path(path).parent.glob("*.ckpt")]
             raise CommandError(f"ckpt_path: there is no file {path}{close(path, near)}")
         if Path(path).is_file():  # a folder is a sharded checkpoint, which its strategy reads
-            saved = load_checkpoint(path, lazy=True).get("hyper_parameters", {})
+            checkpoint = load_checkpoint(path, lazy=True)
+            if self.config.subcommand == "fit" and "merged" in checkpoint:
+                raise CommandError(
+                    f"ckpt_path: {path} is a mean of checkpoints and no state to go on from: give one that "
+                    "was saved in training, or begin a new run from these weights with --model.init_from"
+                )
+            saved = checkpoint.get("hyper_parameters", {})
             for line in differences(saved, self._sub("model")) if starts_others() else []:
                 complain(f"{path}: {line} (the config is used)")
 

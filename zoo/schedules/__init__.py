@@ -44,9 +44,8 @@ if TYPE_CHECKING:
     from zoo.schedules.merging import weights_of as weights_of
     from zoo.schedules.merging import weights_of_shape as weights_of_shape
     from zoo.schedules.on_demand import DecayOnDemand as DecayOnDemand
-    from zoo.schedules.power_law import MULTI_POWER_LAW as MULTI_POWER_LAW
     from zoo.schedules.power_law import PowerLaw as PowerLaw
-    from zoo.schedules.power_law_fit import LossCurve as LossCurve
+    from zoo.schedules.power_law_fit import TrainingCurve as TrainingCurve
     from zoo.schedules.power_law_fit import fit_power_law as fit_power_law
     from zoo.schedules.schedule import Budget as Budget
     from zoo.schedules.schedule import Leg as Leg

@@ -1,9 +1,9 @@
 """`DecayOnDemand`: when a decay begins that no plan foresaw.
 
-OLMo-core's ``override_decay`` as two triggers: a file that somebody makes, or a number that no longer
-grows. The gap between the loss of averaged and of current weights (`zoo.callbacks.EMAGap`) estimates
-the height of the hill that a decay would come down; where it has stopped growing, waiting adds river
-only (Marin 8B, report of 2025).
+OLMo-core's ``override_decay`` as two triggers: a file that somebody makes, or a number that has settled. The
+gap between the loss of averaged and of current weights (`zoo.callbacks.EMAGap`, watched with ``mode: min``)
+estimates the height of the hill that a decay would come down: it falls below zero as the hill builds up, and
+where it has settled, waiting adds river only (Marin 8B, report of 2025).
 """
 
 import math
@@ -14,14 +14,15 @@ from zoo.schedules.shapes import Shape, check_shape
 
 
 class DecayOnDemand:
-    """Begins a decay when a file appears, or when a logged number has stopped growing.
+    """Begins a decay when a file appears, or when a logged number has settled.
 
     Args:
         file: The file, looked for in the run's folder if the path is relative; it is deleted when the
             decay begins.
         monitor: The logged number, ``ema_gap`` say. None watches none.
-        patience: Looks without a new maximum until the decay begins.
-        min_delta: By what share a value must exceed the maximum to be a new one.
+        mode: Whether the number grows (``max``) or falls (``min``) until it settles.
+        patience: Looks without a new extreme until the decay begins.
+        min_delta: By what share of the extreme a value must lie beyond it to be a new one.
         every: Updates between two looks: the period at which ``monitor`` is logged.
         decay: The length of the decay as a share of the updates that will have been made at its end, as
             ``decay_of: budget`` has it.
@@ -39,6 +40,7 @@ class DecayOnDemand:
         self,
         file: str | None = "decay.now",
         monitor: str | None = None,
+        mode: Literal["max", "min"] = "max",
         patience: int = 5,
         min_delta: float = 0.01,
         every: int = 10,
@@ -56,19 +58,20 @@ class DecayOnDemand:
                 f"patience and every must be at least 1 and min_delta at least 0, got {patience}, {every}, "
                 f"{min_delta}"
             )
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode must be 'max' or 'min', got {mode!r}")
         if not 0 < decay < 1:
             raise ValueError(f"decay must be a share between 0 and 1, got {decay}")
         check_shape(shape, 1.0, min_ratio, parameter)
         self.file, self.monitor, self.every = file, monitor, every
-        self.patience, self.min_delta = patience, min_delta
+        self.mode, self.patience, self.min_delta = mode, patience, min_delta
         self.decay, self.shape, self.min_ratio = decay, shape, min_ratio
         self.parameter, self.touches, self.then = parameter, touches, then
         self.best, self.waited = -math.inf, 0
 
     def stalled(self, value: float) -> bool:
-        """Takes the next value of the monitor; True if it was the last of ``patience`` without a new
-        maximum.
-        """
+        """Takes the next value of the monitor; True if it was the last of ``patience`` without an extreme."""
+        value = value if self.mode == "max" else -value  # the extreme is a maximum from here on
         if not math.isfinite(self.best) or value > self.best + self.min_delta * abs(self.best):
             self.best, self.waited = value, 0
         else:

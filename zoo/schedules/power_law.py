@@ -67,6 +67,7 @@ class PowerLaw:
             ValueError: rates that are negative or not finite, or numbers of updates out of range.
 
         >>> from zoo.schedules import constant, wsd
+        >>> from zoo.schedules.power_law import MULTI_POWER_LAW
         >>> plans = constant(24_000, 2160), wsd([24_000], 2160)
         >>> rates = [[3e-4 * factor for factor in plan.factors()] for plan in plans]
         >>> [MULTI_POWER_LAW["100M"].loss(each).round(3).item() for each in rates]

@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 _DELTA = 1e-3
 
 
-class LossCurve(NamedTuple):
+class TrainingCurve(NamedTuple):
     """A measured run.
 
     Args:
@@ -32,7 +32,7 @@ class LossCurve(NamedTuple):
     losses: ArrayLike
 
 
-def fit_power_law(curves: Sequence[LossCurve], evaluations: int = 100) -> PowerLaw:
+def fit_power_law(curves: Sequence[TrainingCurve], evaluations: int = 100) -> PowerLaw:
     """Fits the law to runs of one model on one data set with one batch size.
 
     Curves should differ in shape: a constant rate alone says nothing of what a decay gains, and the

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zoo.datamodules.image_folder import ImageFolder as ImageFolder
     from zoo.datamodules.latents import Latents as Latents
     from zoo.datamodules.mixture_1d import Mixture1D as Mixture1D
+    from zoo.datamodules.text import Text as Text
     from zoo.datamodules.trajectories import Trajectories as Trajectories
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -42,11 +42,11 @@ class Text(SplitDataModule):
     space aside. Of a ``.bin`` file the last tokens are held out, and no window reaches from one part into
     another; its contents are not compared. Each part may have a file of its own instead.
 
-    Documents are tokenized one by one, joined by a blank line, and cut into windows of ``context + 1`` tokens,
-    each of which shares one token with the next; tokens after the last whole window are left out. Batches are
-    dicts: ``tokens`` (B, context + 1) int64, of which the first ``context`` are inputs and the last
-    ``context`` targets, and ``index`` (B,) int64, the window's number in its part. `predict_dataloader` gives
-    prompts: ``tokens`` (B, prompt_tokens), the beginnings of the test's windows.
+    Documents, each tokenized alone, are joined by a blank line and cut into windows of ``context + 1``
+    tokens, each of which shares one token with the next; tokens after the last whole window are left out.
+    Batches are dicts: ``tokens`` (B, context + 1) int64, of which the first ``context`` are inputs and the
+    last ``context`` targets, and ``index`` (B,) int64, the window's number in its part. `predict_dataloader`
+    gives prompts: ``tokens`` (B, prompt_tokens), the beginnings of the test's windows.
 
     After `setup`: ``vocab_size``; ``bytes_per_token`` of the validation's text (of the training's where there
     is none), which turns nats per token into bits per byte, None for ``.bin`` files; `encode` and `decode`.
@@ -65,7 +65,7 @@ class Text(SplitDataModule):
         test_source: The same for the test.
         text_field: Field of a JSON line that holds the text.
         dtype: Type of the ids of a ``.bin`` file.
-        prompt_tokens: Length of the prompts.
+        prompt_tokens: Length of the prompts; None takes a quarter of ``context``.
         cache: Folder to keep the trained tokenizer in, under a name made of the training text and
             ``vocab_size``; None trains in each process that sets up.
         num_workers: Worker processes that read ahead; windows are cheap to cut, so 0 is fastest.
@@ -90,7 +90,7 @@ class Text(SplitDataModule):
         test_source: str | None = None,
         text_field: str = "text",
         dtype: Literal["uint16", "uint32"] = "uint16",
-        prompt_tokens: int = 32,
+        prompt_tokens: int | None = None,
         cache: str | None = None,
         num_workers: int = 0,
         seed: int | None = None,
@@ -99,7 +99,7 @@ class Text(SplitDataModule):
         self.save_hyperparameters()
         if context < 1:
             raise ValueError(f"context must be at least 1 token, got {context}")
-        if not 1 <= prompt_tokens <= context:
+        if prompt_tokens is not None and not 1 <= prompt_tokens <= context:
             raise ValueError(f"prompt_tokens must be from 1 to context={context}, got {prompt_tokens}")
         for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 <= fraction < 1:
@@ -119,7 +119,8 @@ class Text(SplitDataModule):
             raise ValueError(f"dtype must be 'uint16' or 'uint32', got {dtype!r}")
         _check_vocabulary(tokenizer, vocab_size, self.binary, dtype)
         self.source, self.val_source, self.test_source = source, val_source, test_source
-        self.tokenizer, self.context, self.prompt_tokens = tokenizer, context, prompt_tokens
+        self.tokenizer, self.context = tokenizer, context
+        self.prompt_tokens = max(context // 4, 1) if prompt_tokens is None else prompt_tokens
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.text_field, self.dtype, self.cache = text_field, dtype, cache
         self.vocab_size = BYTES if tokenizer == "bytes" and not self.binary else vocab_size
@@ -174,7 +175,7 @@ class Text(SplitDataModule):
 
     def _read_text(self) -> dict[str, Windows | None]:
         split = self._split()
-        codec, file = self._make_codec(split)
+        codec, unkept = self._make_codec(split)
         parts: dict[str, Windows | None] = {}
         for name in ("train", "val", "test"):
             texts: list[str] = getattr(split, name)
@@ -187,8 +188,8 @@ class Text(SplitDataModule):
         assert windows is not None  # there is always something to train on
         self.bytes_per_token = size / len(windows.tokens)
         self._codec, self.vocab_size = codec, codec.size
-        if file is not None and not file.is_file():
-            store(file, codec)  # type: ignore[arg-type]  # a file is named for trained tokenizers only
+        if unkept is not None:  # last, when nothing can be wrong any more
+            store(unkept, codec)  # type: ignore[arg-type]  # only trained tokenizers are to be kept
         return parts
 
     def _split(self) -> Split:
@@ -208,7 +209,7 @@ class Text(SplitDataModule):
         )
 
     def _make_codec(self, split: Split) -> tuple[Tokenizer, Path | None]:
-        """The tokenizer, and the file of the cache that it belongs in."""
+        """The tokenizer, and the file of the cache to keep it in, if it is not there."""
         if self.tokenizer == "bytes":
             return Bytes(), None
         if self.tokenizer != "bpe":
@@ -217,7 +218,8 @@ class Text(SplitDataModule):
         if self.cache is None:
             return train_bpe(split.train, self.vocab_size), None
         file = cache_file(self.cache, split.train, self.vocab_size)
-        return restore(file) or train_bpe(split.train, self.vocab_size), file
+        kept = restore(file)
+        return (train_bpe(split.train, self.vocab_size), file) if kept is None else (kept, None)
 
     def _map_tokens(self) -> dict[str, Windows | None]:
         codec = None if self.tokenizer == "bytes" else from_file(self.tokenizer)

@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,19 @@ def test_a_resumed_loader_goes_on() -> None:
     for _ in range(5):
         wanted, got = next(stream), next(resumed)
         assert wanted["tokens"].equal(got["tokens"]) and wanted["index"].equal(got["index"])
+
+
+def test_processes_share_the_batches_of_one() -> None:
+    def indices(rank: int, processes: int, batch_size: int) -> list[list[int]]:
+        data = Text(batch_size=batch_size, seed=0)
+        data.trainer = SimpleNamespace(world_size=processes, global_rank=rank)  # type: ignore[assignment]
+        data.setup("fit")
+        return [batch["index"].tolist() for batch in data.train_dataloader()]
+
+    whole, left, right = indices(0, 1, 16), indices(0, 2, 8), indices(1, 2, 8)
+    assert [sorted(one + other) for one, other in zip(left, right, strict=True)] == [sorted(b) for b in whole]
+    with pytest.raises(ValueError, match=r"400 processes with batch_size=8 need 3200. Give more text"):
+        indices(0, 400, 8)
 
 
 def test_documents_are_held_out_whole_and_once(jsonl: Path) -> None:

@@ -82,6 +82,26 @@ CASES = {
         "ConsistencyModel", False, preconditioning=EDM, teacher=SOLVES,
         objective={"class_path": "zoo.flow.ContinuousConsistency", "init_args": {"warmup": 3}},
     ),
+    "CausalLM": ModuleCase(
+        model={
+            "class_path": "zoo.lm.CausalLM",
+            "init_args": {
+                "config": {
+                    "model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 256,
+                    "n_positions": 32, "resid_pdrop": 0.1,
+                },
+                "z_loss": 1e-3, "max_new_tokens": 4, "seed": 0,
+            },
+        },
+        data={
+            "class_path": "zoo.datamodules.Text",
+            "init_args": {"context": 16, "prompt_tokens": 8, "batch_size": 32, "seed": 0},
+        },
+        without_dropout={
+            "init_args.config.resid_pdrop": 0.0, "init_args.config.embd_pdrop": 0.0,
+            "init_args.config.attn_pdrop": 0.0,
+        },
+    ),
     "BigramTable": ModuleCase(
         model={"class_path": "zoo.lm.BigramTable", "init_args": {"n": 40, "seed": 0}},
         data={

@@ -1,4 +1,4 @@
-"""The LightningModule `CausalLM`: any causal language model of transformers, from a config or from weights."""
+"""The LightningModule `CausalLM`: any causal language model of transformers, of a config or of weights."""
 
 import math
 from typing import Any, Literal
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from zoo.base import ZooModule
 from zoo.lm.decay_groups import decay_groups
 from zoo.lm.generation import generate
-from zoo.lm.losses import log_partition, mean_over, next_log_probs, next_token_losses
+from zoo.lm.losses import log_partition, mean_over, next_token_losses
 from zoo.lm.network import Attention, build_network, load_network, plain_config
-from zoo.lm.readers import IGNORED, asked, hearing, passed_on, tell
+from zoo.lm.readers import IGNORED, asked, tell
+from zoo.lm.reading import Prediction, read_forward
 from zoo.lm.taps import Taps
 from zoo.lm.throughput import TokenRate
 
@@ -21,15 +22,15 @@ from zoo.lm.throughput import TokenRate
 class CausalLM(ZooModule):
     """A language model that predicts each token from those before it.
 
-    Batches are dicts with ``tokens`` (B, T + 1) int64, of which the first T are inputs and the last T targets,
-    and ``index`` (B,), the global numbers of the items; ``mask`` (B, T), if there is one, says which targets
-    count. `zoo.datamodules.Text` gives them.
+    Batches are dicts with ``tokens`` (B, T + 1) int64, of which the first T are inputs and the last T
+    targets, and ``index`` (B,), the global numbers of the items; ``mask`` (B, T), if there is one, says which
+    targets count. `zoo.datamodules.Text` gives them.
 
-    Logs ``train/loss``, the mean cross-entropy in nats, in float32, without the z-loss, which is logged beside
-    it as ``train/z_loss`` (before its coefficient); ``train/tokens_per_second``, over all processes and the
-    wall-clock time of ``log_every_n_steps`` updates, with data and callbacks but without validation; and
-    ``val/loss`` and ``test/loss``, means over all tokens, with ``perplexity`` and, where the datamodule has
-    ``bytes_per_token``, ``bits_per_byte``.
+    Logs ``train/loss``, the mean cross-entropy in nats, in float32, without the z-loss, which is logged
+    beside it as ``train/z_loss`` (before its coefficient); ``train/tokens_per_second``, over all processes
+    and the wall-clock time of ``log_every_n_steps`` updates, with data and callbacks but without validation;
+    and ``val/loss`` and ``test/loss``, means over all tokens, with ``perplexity`` and, where the datamodule
+    has ``bytes_per_token``, ``bits_per_byte``.
 
     The optimizer gets two groups: matrices, which decay, and norms, biases and embeddings (a tied head
     included), with ``weight_decay=0`` (`zoo.lm.decay_groups`).
@@ -38,7 +39,8 @@ class CausalLM(ZooModule):
     a continuation is that of the item wherever it stands, up to the rounding of matrix products, which may
     differ between batch sizes. It does not stop at any token.
 
-    Under "ddp" with masks, each process's mean counts the same. Strategies that shard the network are refused.
+    Under "ddp" with masks, each process's mean counts the same. Strategies that shard the network are
+    refused.
 
     Args:
         config: A transformers config as a dict, ``model_type`` included; the weights are drawn from ``seed``.
@@ -62,8 +64,8 @@ class CausalLM(ZooModule):
         seed: Seed of the weights and of the draws. None takes the run's, or 0 without one.
 
     Raises:
-        ValueError: not exactly one of ``config`` and ``pretrained``; a config, backend or reader that does not
-            fit; a number out of range; while running: data with more tokens, or longer, than the model's.
+        ValueError: not exactly one of ``config`` and ``pretrained``; a config, backend or reader that does
+            not fit; a number out of range; while running: data with more tokens, or longer, than the model's.
     """
 
     def __init__(
@@ -136,9 +138,9 @@ class CausalLM(ZooModule):
 
         With readers that have ``on_log_probs``, the log-probabilities that they return, which are logits too.
         """
-        logits, _, log_probs = self._predictions(tokens, None)
+        made = self._predict(tokens, None)
         tell(self.readers, "on_forward_end", tokens, None, None)
-        return log_probs if asked(self.readers, "on_log_probs") else logits
+        return made.log_probs if asked(self.readers, "on_log_probs") else made.network_logits
 
     def token_losses(self, batch: dict[str, Any]) -> Tensor:
         """Cross-entropy (B, T) in nats of each target, masked ones included."""
@@ -171,10 +173,10 @@ class CausalLM(ZooModule):
         self._check_context(
             prompts.shape[1] + count - 1, f"{prompts.shape[1]} tokens of a prompt and {count} new"
         )
-        cache = DynamicCache(config=self.network.config)
+        cache = DynamicCache(config=self._text_config())
 
         def step(tokens: Tensor) -> Tensor:
-            log_probs = self._predictions(tokens, index, cache)[2]  # (B, 1, V)
+            log_probs = self._predict(tokens, index, cache).log_probs  # (B, 1, V)
             tell(self.readers, "on_forward_end", tokens, None, index)
             return log_probs[:, -1]
 
@@ -217,7 +219,7 @@ class CausalLM(ZooModule):
     def configure_optimizers(self) -> Any:
         """The injected optimizer over the two groups of `decay_groups`; the schedule steps per update."""
         decayed, rest = decay_groups(self)
-        optimizer = self.optimizer([{"params": decayed}, {"params": rest, "weight_decay": 0.0}])  # type: ignore[arg-type]
+        optimizer = self.optimizer([{"params": decayed}, {"params": rest, "weight_decay": 0.0}])
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
@@ -238,15 +240,15 @@ class CausalLM(ZooModule):
         self.log("train/z_loss", penalty.detach())
         return loss + self.z_loss * penalty
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Logs the loss of a batch."""
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Logs the loss of a batch."""
         self._evaluate(batch, "test")
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Continues a batch of prompts.
 
         Returns:
@@ -265,9 +267,9 @@ class CausalLM(ZooModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs tokens/s where other values are logged."""
-        trainer = self.trainer
-        if trainer.global_step % trainer.log_every_n_steps == 0 and self._rate.counted:
-            self.log("train/tokens_per_second", self._rate.read() * trainer.world_size)
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
+        if every and self.trainer.global_step % every == 0 and self._rate.counted:
+            self.log("train/tokens_per_second", self._rate.read() * self.trainer.world_size)
 
     def on_validation_start(self) -> None:
         """Validation is no training: its time does not count."""
@@ -281,28 +283,9 @@ class CausalLM(ZooModule):
         """Logs what follows from the mean loss."""
         self._summarize("test")
 
-    def _predictions(
-        self, tokens: Tensor, index: Tensor | None, cache: Any = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (B, T, V), the network's log-probabilities, and those that the readers made of them.
-
-        With a cache of what came before, T is 1 whatever the tokens: the last place alone.
-        """
+    def _predict(self, tokens: Tensor, index: Tensor | None, cache: Any = None) -> Prediction:
         self._check_context(tokens.shape[1], f"tokens {tuple(tokens.shape)}")
-        tell(self.readers, "on_forward_start", tokens, index)
-        with self._taps.listening():
-            keep = {} if cache is None else {"past_key_values": cache, "logits_to_keep": 1}
-            logits = self.network(input_ids=tokens, use_cache=cache is not None, **keep).logits
-        own = log_probs = next_log_probs(logits)
-        if self._taps.feed_forward is not None:
-            hidden = self._taps.feed_forward.take(len(tokens))  # (B, T, D)
-            tell(self.readers, "on_ffn_input", hidden)
-            hidden = hidden[:, -log_probs.shape[1] :]
-            for reader in hearing(self.readers, "on_log_probs"):
-                log_probs = passed_on(
-                    reader, "on_log_probs", reader.on_log_probs(log_probs, hidden), log_probs
-                )
-        return logits, own, log_probs
+        return read_forward(self.network, self.readers, self._taps, tokens, index, cache)
 
     def _losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """Cross-entropies (B, T), and logsumexp of the logits (B, T) where the z-loss asks for it."""
@@ -313,12 +296,14 @@ class CausalLM(ZooModule):
             )
         tokens, index, mask = batch["tokens"], batch.get("index"), batch.get("mask")
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        logits, own, log_probs = self._predictions(inputs, index)
-        losses = next_token_losses(log_probs, targets)
+        made = self._predict(inputs, index)
+        losses = next_token_losses(made.log_probs, targets)
         if asked(self.readers, "on_forward_end"):
             told = targets if mask is None else targets.masked_fill(~mask.bool(), IGNORED)
             tell(self.readers, "on_forward_end", inputs, told, index)
-        return losses, log_partition(logits, own, targets) if self.z_loss else None
+        if self.z_loss == 0:
+            return losses, None
+        return losses, log_partition(made.network_logits, made.network_log_probs, targets)
 
     def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
         losses, mask = self._losses(batch)[0], batch.get("mask")
@@ -330,21 +315,24 @@ class CausalLM(ZooModule):
         bytes_per_token = getattr(self._data(), "bytes_per_token", None)
         for name, loss in list(self.trainer.callback_metrics.items()):
             if name.startswith(f"{stage}/loss"):  # one for each dataloader
-                own = {"add_dataloader_idx": False, "sync_dist": True}
-                self.log(name.replace("/loss", "/perplexity"), loss.exp(), **own)
+                self._log_as(name.replace("/loss", "/perplexity"), loss.exp())
                 if bytes_per_token is not None:
                     bits = loss / (math.log(2) * bytes_per_token)
-                    self.log(name.replace("/loss", "/bits_per_byte"), bits, **own)
+                    self._log_as(name.replace("/loss", "/bits_per_byte"), bits)
+
+    def _log_as(self, name: str, value: Tensor) -> None:
+        self.log(name, value, add_dataloader_idx=False, sync_dist=True)
 
     def _check_context(self, length: int, what: str) -> None:
         if self.max_context is not None and length > self.max_context:
             raise ValueError(
-                f"{what} are longer than the model's max_position_embeddings={self.max_context}: raise that in "
-                "config, or shorten the data's context, the prompts or max_new_tokens"
+                f"{what}: that is longer than the model's max_position_embeddings={self.max_context}. Raise "
+                "that in config, or shorten the data's context, the prompts or max_new_tokens"
             )
 
     def _text_config(self) -> Any:
-        return self.network.config.get_text_config()  # type: ignore[operator, union-attr]
+        config: Any = self.network.config
+        return config.get_text_config()
 
     def _data(self) -> Any:
         return getattr(self.trainer, "datamodule", None)

@@ -1,4 +1,4 @@
-"""Text one token at a time: each draw depends on (seed, item, position) alone, never on the rest of a batch."""
+"""Text one token at a time: each draw depends on (seed, item, position) alone, not on the rest of a batch."""
 
 from collections.abc import Callable
 

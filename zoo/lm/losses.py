@@ -20,7 +20,7 @@ def next_token_losses(log_probs: Tensor, targets: Tensor) -> Tensor:
 
 
 def log_partition(logits: Tensor, log_probs: Tensor, targets: Tensor) -> Tensor:
-    """logsumexp (B, T) in float32 of logits (B, T, V), read off one entry: log Z = logit - log p.
+    """Logsumexp (B, T) in float32 of logits (B, T, V), read off one entry: log Z = logit - log p.
 
     The log-probabilities are there already, so neither value nor gradient needs another pass over V; the
     gradient is the softmax, as of the logsumexp itself.
@@ -40,7 +40,7 @@ def log_partition(logits: Tensor, log_probs: Tensor, targets: Tensor) -> Tensor:
 
 
 def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean of ``values`` (B, T), where ``mask`` (B, T) is true if there is one; 0 where nothing counts."""
+    """The mean of ``values`` (B, T), where ``mask`` (B, T) is true if given; 0 where nothing counts."""
     if mask is None:
         return values.mean()
     counted = mask.to(values.dtype)

@@ -1,7 +1,7 @@
 """Causal language models of transformers from a dict of a config, or from saved weights, without surprises.
 
-What transformers lets pass and this refuses: keys of a config that its model type does not know (they are kept
-and read by nobody), saved weights that leave parameters at random values, pickled weights, remote code.
+What transformers lets pass and this refuses: keys of a config that its model type does not know (they are
+kept and read by nobody), saved weights that leave parameters at random values, pickled weights, remote code.
 """
 
 import copy
@@ -70,7 +70,7 @@ def load_network(pretrained: str, revision: str | None, attention: Attention, se
 
     with _drawn_from(seed), _supported(attention, pretrained):
         try:
-            network, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 pretrained,
                 revision=revision or "main",
                 attn_implementation=attention,
@@ -81,9 +81,10 @@ def load_network(pretrained: str, revision: str | None, attention: Attention, se
             )
         except OSError as error:
             raise ValueError(
-                f"pretrained={pretrained!r} (revision {revision or 'main'!r}) could not be read as a model with "
-                f"config.json and safetensors, neither as a folder nor from the hub: {error}"
+                f"pretrained={pretrained!r} (revision {revision or 'main'!r}) could not be read, neither as "
+                f"a folder with config.json and safetensors nor from the hub: {error}"
             ) from error
+    network, report = loaded
     lacking = sorted(report["missing_keys"])
     if lacking:
         raise ValueError(
@@ -95,7 +96,8 @@ def load_network(pretrained: str, revision: str | None, attention: Attention, se
 
 def plain_config(network: nn.Module) -> dict[str, Any]:
     """The dict from which `build_network` makes a network of the same architecture."""
-    whole = network.config.to_diff_dict()  # type: ignore[operator, union-attr]
+    made: Any = network.config
+    whole = made.to_diff_dict()
     known = _known_keys(whole["model_type"])
     return {name: value for name, value in whole.items() if name in known - _NOT_ARCHITECTURE} | {
         "model_type": whole["model_type"]
@@ -114,6 +116,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _transformers_config(config: dict[str, Any]) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -140,8 +143,8 @@ def _transformers_config(config: dict[str, Any]) -> Any:
             )
     try:
         return AutoConfig.for_model(model_type, **given)
-    except (ValueError, TypeError) as error:  # transformers' checks of types, sizes and their divisibility
-        raise ValueError(f"config does not describe a {model_type} model: {error}") from error
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        raise ValueError(f"config does not describe a {model_type} model. {error}") from error
 
 
 def _known_keys(model_type: str) -> set[str]:

@@ -11,11 +11,12 @@ values), d their width, D the model's width, V the vocabulary.
 ``on_forward_start(tokens, index)``
     Before each forward: its inputs (B, T), and the numbers of the items (B,), or None where the caller gave
     none.
-``on_attention(query, key, value, mask, output)``
+``on_attention(query, key, value, mask, scale, output)``
     Within layer ``layer`` (an attribute of the reader, 0 the first): query (B, H, T, d) and key (B, H_kv, S,
     d) with positions rotated in, where the model does that; value (B, H_kv, S, d); mask (1 or B, 1, T, S)
-    bool, true where attention may go; output (B, T, H, d) of the backend, before the heads are mixed.
-    Returns the output to go on with, of the same shape. Backends sdpa and eager.
+    bool, true where attention may go; scale, the factor of query . key in the softmax, a float; output (B, T,
+    H, d) of the backend, before the heads are mixed. Returns the output to go on with, of the same shape.
+    Backends sdpa and eager.
 ``on_ffn_input(hidden)``
     What goes into the last layer's feed-forward network (B, T, D), after its norm: the keys of kNN-LM.
 ``on_log_probs(log_probs, hidden)``
@@ -31,7 +32,7 @@ one T = 1, and S counts all so far (the keys and values are cached); `on_log_pro
 place alone. Hidden states and log-probabilities carry gradients in training: detach what is kept.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
@@ -72,13 +73,13 @@ def passed_on(reader: nn.Module, hook: str, returned: object, given: Tensor) -> 
     if not isinstance(returned, Tensor) or returned.shape != given.shape:
         got = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
         raise ValueError(
-            f"{type(reader).__name__}.{hook} must return a tensor of shape {tuple(given.shape)} to go on with "
-            f"(what it was given, to change nothing), got {got}"
+            f"{type(reader).__name__}.{hook} must return a tensor of shape {tuple(given.shape)} (what it was "
+            f"given, to change nothing), got {got}"
         )
     return returned
 
 
-def check_readers(readers: Sequence[nn.Module], layers: int | None) -> None:
+def check_readers(readers: Iterable[nn.Module], layers: int | None) -> None:
     """Refuses readers that would never be called, or not where they mean to be.
 
     Args:

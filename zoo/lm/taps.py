@@ -1,9 +1,9 @@
 """Where readers listen: the input of a transformers model's last feed-forward network, and its attention.
 
-Attention is read through transformers' own table of attention functions. For the time of a forward the layers
-that readers ask for have a config of their own, which names `attend_and_tell`; that calls the backend that the
-model's config names, and the readers after it. The model's masks are made for the backend, the other layers do
-not notice, and without readers nothing is touched.
+Attention is read through transformers' own table of attention functions. For the time of a forward the
+layers that readers ask for have a config of their own, which names `attend_and_tell`; that calls the backend
+that the model's config names, and the readers after it. The model's masks are made for the backend, the other
+layers do not notice, and without readers nothing is touched.
 """
 
 import copy
@@ -45,9 +45,9 @@ class AttentionTap:
 
     def __init__(self, module: nn.Module, readers: list[nn.Module], backend: Callable[..., Any]) -> None:
         self.module, self.readers, self.backend = module, readers, backend
-        self.usual = module.config
-        self.told = copy.copy(self.usual)
-        self.told._attn_implementation = _FUNCTION  # type: ignore[union-attr, assignment]
+        self.usual: Any = module.config
+        self.told: Any = copy.copy(self.usual)
+        self.told._attn_implementation = _FUNCTION  # type: ignore[union-attr]
         self.called = False
 
 
@@ -117,17 +117,18 @@ def attend_and_tell(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """An attention function of transformers: the backend, and then the readers of this layer."""
     tap: AttentionTap = module.zoo_tap  # type: ignore[assignment]
     tap.called = True
-    output, weights = tap.backend(module, query, key, value, attention_mask, **options)  # (B, T, H, d)
+    output, weights = tap.backend(module, query, key, value, attention_mask, scaling=scaling, **options)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mask = visible(attention_mask, query.shape[2], key.shape[2], query.device)
     for reader in tap.readers:
-        output = passed_on(
-            reader, "on_attention", reader.on_attention(query, key, value, mask, output), output
-        )
+        returned = reader.on_attention(query, key, value, mask, scale, output)  # type: ignore[operator]
+        output = passed_on(reader, "on_attention", returned, output)
     return output, weights
 
 
@@ -151,8 +152,8 @@ def visible(mask: Tensor | None, queries: int, keys: int, device: torch.device) 
 
 
 def _layers(network: nn.Module) -> nn.ModuleList | None:
-    config = network.config.get_text_config()  # type: ignore[operator, union-attr]
-    count = getattr(config, "num_hidden_layers", None)
+    config: Any = network.config
+    count = getattr(config.get_text_config(), "num_hidden_layers", None)
     lists = (part for part in network.modules() if isinstance(part, nn.ModuleList))
     return next((part for part in lists if len(part) == count), None)
 
@@ -162,8 +163,9 @@ def _feed_forward(layer: nn.Module) -> nn.Module:
         if isinstance(found := getattr(layer, name, None), nn.Module):
             return found
     raise ValueError(
-        f"readers ask for the input of the last feed-forward network, but {type(layer).__name__} has none of "
-        f"the names {', '.join(_FEED_FORWARD)}; it has {', '.join(name for name, _ in layer.named_children())}"
+        f"readers ask for the input of the last feed-forward network, but {type(layer).__name__} has none "
+        f"of the names {', '.join(_FEED_FORWARD)}; its parts are "
+        + ", ".join(name for name, _ in layer.named_children())
     )
 
 
@@ -172,8 +174,8 @@ def _attention(layer: nn.Module) -> nn.Module:
         if "attention" in type(part).__name__.lower() and hasattr(part, "config"):
             return part
     raise ValueError(
-        f"readers ask for the attention of {type(layer).__name__}, but none of its parts is an attention with "
-        f"a config; it has {', '.join(type(part).__name__ for part in layer.children())}"
+        f"readers ask for the attention of {type(layer).__name__}, but none of its parts is an attention "
+        f"with a config; it has {', '.join(type(part).__name__ for part in layer.children())}"
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo import rng
 from zoo.datamodules._base import SplitDataModule
-from zoo.datamodules._loader import Batch, Table, Transform
+from zoo.datamodules._loader import Batch, Loader, Table, Transform
 
 
 class Bigram(SplitDataModule):
@@ -162,6 +162,14 @@ class Bigram(SplitDataModule):
             }
         )
         self.val_set = self.test_set
+
+    def reference_dataloader(self) -> Loader:
+        """Not offered: the law itself is the reference.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("Bigram has no items to compare with: its validation is the law itself")
 
     def transform(self, train: bool) -> Transform | None:
         """Draws the pairs of a training batch."""

@@ -35,7 +35,7 @@ class BigramTable(ZooModule):
         seed: Seed of this module's draws; it makes none.
 
     Raises:
-        ValueError: ``n`` is less than 1; while running: a batch has tokens beyond ``n``, or misses a field.
+        ValueError: ``n`` is less than 1; while running: data with more tokens, or a batch without a field.
     """
 
     def __init__(
@@ -55,18 +55,21 @@ class BigramTable(ZooModule):
         self.theta = nn.Parameter(torch.zeros(n, 2))
 
     def forward(self, first: Tensor) -> Tensor:
-        """Logits (B, 2) of the next tokens after ``first`` (B,).
+        """Logits (B, 2) of the next tokens after ``first`` (B,)."""
+        return F.embedding(first, self.theta)
+
+    def setup(self, stage: str) -> None:
+        """Compares the table with the data before the first batch, where it costs no waiting for a device.
 
         Raises:
-            ValueError: a token lies outside the table.
+            ValueError: the data have more first tokens than the table.
         """
-        low, high = first.aminmax()
-        if low < 0 or high >= self.n:
+        tokens = getattr(getattr(self.trainer, "datamodule", None), "n", self.n)
+        if tokens > self.n:
             raise ValueError(
-                f"the batch has first tokens from {int(low)} to {int(high)}, but the table has n={self.n} "
-                "rows: give model and data the same n"
+                f"the data have n={tokens} first tokens, but the table has n={self.n} rows: give model and "
+                "data the same n"
             )
-        return F.embedding(first, self.theta)
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Mean cross-entropy of a batch in nats: of its next tokens, or expected under its law.

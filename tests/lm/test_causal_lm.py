@@ -258,20 +258,20 @@ def test_data_that_do_not_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("width", "ffn", "layers", "heads", "parameters"),
     [
-        (768, 3072, 12, 12, 190_490_880),
-        (1024, 2048, 24, 16, 354_675_712),
-        (1536, 6144, 24, 32, 1_060_495_872),
+        (768, 3072, 12, 12, 190_532_352),
+        (1024, 2048, 24, 16, 354_731_008),
+        (1536, 6144, 24, 32, 1_060_578_816),
     ],
 )
 def test_the_authors_models(width: int, ffn: int, layers: int, heads: int, parameters: int) -> None:
-    """The LLaMAs of Wen et al. (arXiv 2410.05192; their Levanter configs), GPT-NeoX vocabulary, on meta."""
+    """The LLaMAs of Wen et al. (arXiv 2410.05192; their Levanter configs), on meta."""
     config = {
         "model_type": "llama", "hidden_size": width, "intermediate_size": ffn, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "vocab_size": 50277, "max_position_embeddings": 4096,
+        "num_attention_heads": heads, "vocab_size": 50304, "max_position_embeddings": 4096,
     }  # fmt: skip
     with torch.device("meta"):
         model = CausalLM(config)
     assert next(model.parameters()).is_meta
     # Two embeddings, and per layer four projections, three of the FFN and two norms; the last norm.
-    closed = 2 * 50277 * width + layers * (4 * width**2 + 3 * width * ffn + 2 * width) + width
+    closed = 2 * 50304 * width + layers * (4 * width**2 + 3 * width * ffn + 2 * width) + width
     assert sum(parameter.numel() for parameter in model.parameters()) == closed == parameters

@@ -9,7 +9,6 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import Tensor, nn
 
 from zoo.base import ZooModule
-from zoo.lm.decay_groups import decay_groups
 from zoo.lm.generation import generate
 from zoo.lm.losses import log_partition, mean_over, next_token_losses
 from zoo.lm.network import Attention, build_network, load_network, plain_config
@@ -17,6 +16,7 @@ from zoo.lm.readers import IGNORED, asked, tell
 from zoo.lm.reading import Prediction, read_forward
 from zoo.lm.taps import Taps
 from zoo.lm.throughput import TokenRate
+from zoo.lm.weight_decay import decay_groups
 
 
 class CausalLM(ZooModule):

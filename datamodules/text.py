@@ -155,6 +155,11 @@ class Text(SplitDataModule):
         """The tokens of a text, without special ones."""
         return self._decoder().encode([text]).tolist()
 
+    @property
+    def decodes(self) -> bool:
+        """Whether `decode` has a tokenizer; a ``.bin`` file has none of its own."""
+        return self._codec is not None
+
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
         """The text of tokens (T,); bytes that are no UTF-8 become U+FFFD."""
         ids = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)

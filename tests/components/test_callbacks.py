@@ -11,6 +11,7 @@ from zoo.callbacks import (
     SampleGrid,
     SampleReport,
     SampleWriter,
+    TextWriter,
     TrajectoryWriter,
     UpdateBar,
 )
@@ -30,6 +31,7 @@ CASES = {
     "LossCurve": CallbackCase(active=LossCurve, inactive=LossCurve),
     "SampleReport": CallbackCase(active=SampleReport, inactive=SampleReport),
     "SampleWriter": CallbackCase(active=SampleWriter, inactive=SampleWriter),
+    "TextWriter": CallbackCase(active=TextWriter, inactive=TextWriter),
     "TrajectoryWriter": CallbackCase(active=TrajectoryWriter, inactive=TrajectoryWriter),
     "WSDS": CallbackCase(
         active=lambda: WSDS(wsds([8, 17], warmup=2)),

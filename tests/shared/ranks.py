@@ -148,3 +148,25 @@ def gap_on_rank(folder: str) -> tuple[float, float]:
     )  # fmt: skip
     trainer.fit(ToyClassifier(), datamodule=Digits(50, seed=0))
     return found[0]
+
+
+class _Writes(LightningModule):
+    """Predicts a text that names its item."""
+
+    def predict_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> dict[str, Any]:
+        index = batch["index"]
+        return {"tokens": index[:, None], "index": index, "text": [f"item {k} é" for k in index.tolist()]}
+
+
+def write_texts_on_rank(folder: str) -> None:
+    """Texts of eleven items by two processes, written by TextWriter."""
+    from torch.utils.data import DataLoader
+
+    from zoo.callbacks import TextWriter
+
+    items: Any = [{"index": torch.tensor(k)} for k in range(11)]
+    trainer = Trainer(
+        accelerator="cpu", strategy="ddp", devices=2, default_root_dir=folder, logger=False,
+        enable_progress_bar=False, callbacks=[TextWriter()],
+    )  # fmt: skip
+    trainer.predict(_Writes(), DataLoader(items, batch_size=2), return_predictions=False)

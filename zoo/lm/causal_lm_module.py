@@ -253,11 +253,12 @@ class CausalLM(ZooModule):
 
         Returns:
             ``tokens`` (B, P + max_new_tokens), prompts included, ``index`` (B,), and ``text``, a string for
-            each, where the datamodule has `decode`.
+            each, where the datamodule has `decode` and does not say ``decodes = False``.
         """
         tokens = self.generate(batch["tokens"], batch["index"])
         made = {"tokens": tokens, "index": batch["index"]}
-        decode = getattr(self._data(), "decode", None)
+        data = self._data()
+        decode = getattr(data, "decode", None) if getattr(data, "decodes", True) else None
         return made if decode is None else made | {"text": [decode(row) for row in tokens.cpu()]}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

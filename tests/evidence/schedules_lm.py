@@ -31,7 +31,7 @@ from zoo.lm import CausalLM
 from zoo.schedules import Schedule, cosine, cyclic_cosine, loss_by_entropy, predictive_entropy, wsd, wsds, wsm
 
 SEEDS = (0, 1, 2)
-PEAKS = (1.5e-3, 3e-3, 6e-3)
+PEAKS = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
 BUDGETS = [400, 800, 1600]
 WARMUP = 40
 FOLDER = WORK / "schedules_lm"
@@ -182,7 +182,7 @@ def main() -> None:
     scale = (
         "LLaMA of 234,048 parameters, standard library's sources, 2,048 tokens an update, budgets 400 / "
         "800 / 1,600 "
-        "updates, 3 seeds; peaks of 1.5e-3, 3e-3, 6e-3 tried on the first"
+        "updates, 3 seeds; peaks of 1.5e-3, 3e-3, 6e-3, 1.2e-2 tried on the first"
     )
     paper = (
         "WSD-S beats WSD and cyclic cosine, and is near the cosine's oracle (0.1B-1.2B; table not at hand)"

@@ -103,7 +103,7 @@ class Stretch(nn.Module):
 def hooked(network: nn.Module) -> list[str]:
     """What is attached to a network."""
     parts = network.named_modules()
-    return [name for name, part in parts if part._forward_pre_hooks or "zoo_tap" in part.__dict__]
+    return [name for name, part in parts if {"forward", "zoo_tap"} & part.__dict__.keys()]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -283,6 +283,21 @@ def test_an_error_within_leaves_nothing_attached() -> None:
         model.loss(batch_of())
     assert not hooked(model.network)
     assert all(layer.self_attn.config is model.network.config for layer in model.network.model.layers)
+
+
+def test_a_forward_of_somebody_elses_is_heard_and_stays() -> None:
+    """As accelerate leaves on modules that it moves between devices."""
+    model = CausalLM(LLAMA, readers=[Listener()], seed=0)
+    usual = model.loss(batch_of())
+    feed_forward: Any = model.network.model.layers[-1].mlp
+    inner = feed_forward.forward
+    feed_forward.forward = doubled = lambda x: 2 * inner(x)
+    changed = model.loss(batch_of())
+    assert len(model.readers[0].heard) == 10
+    assert not changed.equal(usual)
+    assert feed_forward.forward is doubled
+    del feed_forward.forward
+    assert model.loss(batch_of()).equal(usual)
 
 
 def test_compiled_networks_hear_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ layers do not notice, and without readers nothing is touched.
 import copy
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,15 +22,33 @@ _FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "fc1")  # nam
 
 
 class FeedForwardTap:
-    """Keeps what goes into a module."""
+    """Keeps what goes into a module, by standing in for its ``forward``.
+
+    A forward pre-hook would do, but each registration has a number of its own, and the compiler of PyTorch
+    2.10 guards on it: every step would be compiled again.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.heard: Tensor | None = None
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pre-hook."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward."""
         self.heard = args[0] if args else next(iter(kwargs.values()))
+        return self.forward(*args, **kwargs)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Attached within the block."""
+        own = self.module.__dict__.get("forward")  # somebody else's stand-in
+        self.forward = self.module.forward
+        self.module.forward = self
+        try:
+            yield
+        finally:
+            del self.module.forward, self.forward
+            if own is not None:
+                self.module.forward = own
 
     def take(self, batch: int) -> Tensor:
         """What was heard, as (B, T, D); it is not kept."""
@@ -89,17 +107,13 @@ class Taps:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Attaches the taps within the block; afterwards the network is what it was."""
-        handle = None
-        if self.feed_forward is not None:
-            handle = self.feed_forward.module.register_forward_pre_hook(self.feed_forward, with_kwargs=True)
         for tap in self.attention:
             tap.called = False
             tap.module.config, tap.module.zoo_tap = tap.told, tap  # type: ignore[assignment]
         try:
-            yield
+            with self.feed_forward.listening() if self.feed_forward is not None else nullcontext():
+                yield
         finally:
-            if handle is not None:
-                handle.remove()
             for tap in self.attention:
                 tap.module.config = tap.usual
                 del tap.module.zoo_tap

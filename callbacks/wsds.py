@@ -393,8 +393,7 @@ def two_owners(module: LightningModule, configs: Sequence[LRSchedulerConfig]) ->
     names = ", ".join(type(config.scheduler).__name__ for config in configs)
     return (
         f"the learning rate has two owners, WSDS and {names} of {type(module).__name__}: leave out the "
-        "module's "
-        "scheduler (--model.lr_scheduler null), or this callback"
+        "module's scheduler (--model.lr_scheduler null), or this callback"
     )
 
 

@@ -30,7 +30,8 @@ class Text(SplitDataModule):
 
     * ``"pydoc_topics"``: the help texts of the Python language, 470 kB of English in 79 documents;
     * ``"stdlib"``: the sources of Python's standard library without its tests, 12 MB; other Pythons, other
-      text;
+      text. Its files differ much (some are tables of character sets, easy to predict), and so do the losses
+      of its parts: compare runs on the same part;
     * a ``.txt`` file (one long text), a ``.jsonl`` file (a document per line), or a folder of such files
       (each ``.txt`` a document); UTF-8;
     * a ``.bin`` file of token ids without a header, as nanoGPT writes them, mapped and never read as a whole.

@@ -44,6 +44,7 @@ class LossCurve(Callback):
             return
 
         from matplotlib.figure import Figure  # not pyplot: no display, no global state
+        from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
         figure = Figure(figsize=(4.5 * len(curves), 3.2), layout="constrained")
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
@@ -52,6 +53,10 @@ class LossCurve(Callback):
             panel.set(title=key, xlabel="update")
             if self.log_scale and min(values) > 0:
                 panel.set_yscale("log")
+                if max(values) < 10 * min(values):  # no power of ten to mark, or one: plain numbers
+                    panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+                    panel.yaxis.set_major_formatter(ScalarFormatter())
+                    panel.yaxis.set_minor_locator(NullLocator())
             panel.grid(alpha=0.3)
         path = events.run_folder(trainer) / "loss.png"
         with atomic_path(path) as temporary:

@@ -1,5 +1,6 @@
 """The pictures: their pixels, their files, and what is said when they cannot be drawn."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from toys import ToyClassifier
@@ -118,6 +120,25 @@ def test_no_files_in_a_fast_dev_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     trainer.fit(ToyClassifier(), datamodule=Digits(batch_size=100))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("last", "shown"), [(2.5, {"3", "4", "5"}), (0.02, {"$\\mathdefault{10^{-1}}$"})])
+def test_a_curve_within_a_decade_has_plain_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: float, shown: set[str]
+) -> None:
+    class Falls(ToyClassifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.log("falls", 5 - (5 - last) * min(self.global_step, 3) / 3)
+            return super().training_step(batch, batch_idx)
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: drawn.append(figure))
+    monkeypatch.setattr("zoo.callbacks.loss_curve.atomic_path", nullcontext)
+    fit(tmp_path, [LossCurve(["falls"])], Falls())
+    [panel] = drawn[0].axes
+    assert panel.get_yscale() == "log"
+    labels = {label.get_text().removesuffix(".0") for label in panel.get_yticklabels()}
+    assert shown <= labels, labels
 
 
 def test_curve_without_values_or_logger_is_said(tmp_path: Path) -> None:

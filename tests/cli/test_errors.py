@@ -93,6 +93,29 @@ def test_mistakes_before_a_verb_runs(zoo, words, line):
     assert result.err.startswith(f"error: {line}")
 
 
+@pytest.mark.parametrize(
+    ("name", "budgets", "line"),
+    [
+        ("wsds", [80, 20], "budgets must increase, got 80 and "),
+        ("wsm", [20], "the window of budget 20 has 2 "),
+    ],
+)
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ("trainer: {callbacks: [{class_path: WSDS, init_args: ARGS}]}", "trainer.callbacks[0]"),
+        ("model: {lr_scheduler: {class_path: ScheduleLR, init_args: ARGS}}", "model.init_args.lr_scheduler"),
+    ],
+)
+def test_a_function_that_refuses_is_named_with_its_place(zoo, workspace, config, key, name, budgets, line):
+    schedule = f"{{class_path: zoo.schedules.{name}, init_args: {{budgets: {budgets}}}}}"
+    Path("mine.yaml").write_text(config.replace("ARGS", f"{{schedule: {schedule}}}"))
+    result = zoo("fit", "--config", "lm/bigram", "--trainer.callbacks=null", "--config", "mine.yaml")
+    assert result.code == 2
+    assert result.err.splitlines()[-1].startswith(f"error: {key}.init_args.schedule ({name}): {line}")
+    assert not Path("runs").exists()
+
+
 def test_a_model_may_have_loaders_of_its_own(zoo, workspace):
     demo = "from lightning.pytorch.demos.boring_classes import BoringModel"
     Path("own.py").write_text(f"{demo}\n\nclass Own(BoringModel):\n    pass\n")

@@ -151,6 +151,26 @@ def test_without_a_folder_of_its_own_a_run_goes_on_from_the_file(zoo, workspace)
     assert load_checkpoint("checkpoints/interrupted.ckpt")["global_step"] == 2
 
 
+def test_a_checkpoint_that_has_made_all_updates_is_refused(zoo, workspace):
+    """Lightning would say nothing and end; a run that is over may be resumed, which changes nothing."""
+    assert zoo(*FIT, "--trainer.max_steps", "5").code == 0
+    run = Path("runs/small/version_0")
+    [path] = (run / "checkpoints").glob("*.ckpt")
+    for limit in ("3", "5"):
+        refused = zoo(*FIT, "--trainer.max_steps", limit, "--ckpt_path", str(path))
+        assert refused.code == 2
+        line = (
+            f"error: ckpt_path: {path} has 5 updates already and trainer.max_steps is {limit}, so nothing is"
+        )
+        assert refused.err.splitlines()[-1].startswith(line)
+    assert [folder.name for folder in run.parent.iterdir()] == ["version_0"]
+    before = _final(run)
+    assert zoo("fit", "--resume", str(run), "--trust", "my_model").code == 0
+    _assert_same(before, _final(run))
+    assert zoo("fit", "--resume", str(run), "--trust", "my_model", "--trainer.max_steps", "4").code == 2
+    assert zoo(*FIT, "--trainer.max_steps", "7", "--ckpt_path", str(path)).code == 0
+
+
 def test_resume_needs_a_run(zoo, workspace):
     for words, said in (
         (["--resume"], "--resume needs the folder of a run"),

@@ -9,6 +9,7 @@ line; a run has a folder ``runs/<config>/version_N`` of its own. It builds in it
 import importlib
 import os
 import re
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,20 @@ def one_line(where: str = "") -> Iterator[None]:
     except USER_ERRORS as error:
         text = str(error) or type(error).__name__
         raise CommandError(f"{where}{text}") from error
+
+
+def refusing_function(error: BaseException) -> tuple[BaseException, str | None]:
+    """The first cause of an error in building, and the function that the config names and that raised it.
+
+    Classes have instantiators (`ZooCLI._add_instantiators`); a function that makes an object has none, and
+    what it raises counts as a branch of a union that does not fit.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    callers = [n for n, frame in enumerate(frames) if frame.f_globals["__name__"].startswith("jsonargparse")]
+    called = frames[callers[-1] + 1 :] if callers else []
+    return error, called[0].f_code.co_name if called else None
 
 
 class ConfigFile(ActionConfigFile):
@@ -216,14 +231,27 @@ class ZooCLI(LightningCLI):
             raise CommandError(f"ckpt_path: there is no file {path}{close(path, near)}")
         if Path(path).is_file():  # a folder is a sharded checkpoint, which its strategy reads
             checkpoint = load_checkpoint(path, lazy=True)
-            if self.config.subcommand == "fit" and "merged" in checkpoint:
-                raise CommandError(
-                    f"ckpt_path: {path} is a mean of checkpoints and no state to go on from: give one that "
-                    "was saved in training, or begin a new run from these weights with --model.init_from"
-                )
+            if self.config.subcommand == "fit":
+                self._check_start(path, checkpoint)
             saved = checkpoint.get("hyper_parameters", {})
             for line in differences(saved, self._sub("model")) if starts_others() else []:
                 complain(f"{path}: {line} (the config is used)")
+
+    def _check_start(self, path: str, checkpoint: dict[str, Any]) -> None:
+        """Refuses to fit on from what is no state, or has made all updates: Lightning would end at once."""
+        if "merged" in checkpoint:
+            raise CommandError(
+                f"ckpt_path: {path} is a mean of checkpoints and no state to go on from: give one that was "
+                "saved in training, or begin a new run from these weights with --model.init_from"
+            )
+        trainer, made = self._sub("trainer"), checkpoint.get("global_step", 0)
+        limit = trainer.max_steps
+        over = made > limit if self.resume else made >= limit  # a run that is over may be resumed
+        if over and limit >= 0 and not trainer.fast_dev_run:
+            raise CommandError(
+                f"ckpt_path: {path} has {made} updates already and trainer.max_steps is {limit}, so nothing "
+                "is left to train: raise --trainer.max_steps, or give an earlier checkpoint"
+            )
 
     def _add_instantiators(self) -> None:
         for key, base in (("model", LightningModule), ("data", LightningDataModule)):
@@ -244,6 +272,17 @@ class ZooCLI(LightningCLI):
                 return make(class_type, *args, **kwargs)
 
         return instantiate
+
+    def instantiate_classes(self) -> None:
+        """Builds everything; a function of the config that refuses its arguments is named like a class."""
+        try:
+            super().instantiate_classes()
+        except USER_ERRORS as error:
+            cause, name = refusing_function(error)
+            if name is None:
+                raise
+            key = find_class(self.config[self.subcommand], name) or name
+            raise CommandError(f"{key} ({name}): {cause}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with the run's own logger where the user has none, `ExactResume` and `UpdateBar`."""

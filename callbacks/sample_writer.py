@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from zoo import events
+from zoo.callbacks._only_one import only_one
 from zoo.callbacks._png import image_grid, point_cloud, save_blocks
 from zoo.io import atomic_path
 from zoo.metrics.inception import to_bytes
@@ -48,6 +49,10 @@ class SampleWriter(Callback):
         self._file: Any = None
         self._writing = False
         self._started = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a second writer."""
+        only_one(self, trainer, "they would write the same file")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes a folder for the shares of all processes."""

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from zoo import events
+from zoo.callbacks._only_one import only_one
 from zoo.io import append_json, atomic_write, read_json_lines
 
 _SHOWN = 200  # characters of the first text that the terminal gets
@@ -27,6 +28,10 @@ class TextWriter(Callback):
     def __init__(self) -> None:
         self._writing = False
         self._folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a second writer."""
+        only_one(self, trainer, "they would write the same file")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes a folder for the shares of all processes."""

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from zoo import events
+from zoo.callbacks._only_one import only_one
 from zoo.flow.trajectories import Shard, read_shard, write_shard
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -56,10 +57,12 @@ class TrajectoryWriter(Callback):
         """Finds the folder.
 
         Raises:
-            ValueError: it holds trajectories already, or the module was not told to make any.
+            ValueError: it holds trajectories already, the module was not told to make any, or there are two
+                writers.
         """
         if stage != "predict":
             return
+        only_one(self, trainer, "trajectories are written once")
         if getattr(pl_module, "predict", "trajectories") != "trajectories":
             raise ValueError(
                 f"TrajectoryWriter writes trajectories, but {type(pl_module).__name__} makes "

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 
 from zoo.callbacks._budget_files import BudgetFiles
+from zoo.callbacks._only_one import only_one
 from zoo.callbacks._owned_rates import OwnedRates, shown_rates
 from zoo.events import record, run_folder, shown
 from zoo.schedules import DecayOnDemand, Schedule
@@ -187,8 +188,7 @@ class WSDS(Callback):
             return
         everyone: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         others = [callback for callback in everyone if callback is not self]
-        if any(isinstance(callback, WSDS) for callback in others):
-            raise ValueError("there are two WSDS callbacks, and the learning rate has one owner: remove one")
+        only_one(self, trainer, "the learning rate has one owner")
         place = next((n for n, other in enumerate(others) if isinstance(other, Checkpoint)), len(others))
         # A new list: this hook is called in a loop over the old one.
         trainer.callbacks = [*others[:place], self, *others[place:]]  # type: ignore[attr-defined]

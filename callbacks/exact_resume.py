@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from zoo.callbacks._resume_point import ResumePoint, epoch_metrics
+
 State = dict[str, Any]
 
 
@@ -48,28 +50,47 @@ def set_random_state(state: State) -> None:
 
 
 class ExactResume(Callback):
-    """Saves every rank's random state in each checkpoint and restores it on a resume.
+    """Makes a resumed run the uninterrupted one: N updates and N more are 2N updates, bitwise on the CPU.
 
-    With it, a train loader that has state (ours have) and deterministic kernels, a resumed run is the
-    uninterrupted
-    run: weights, optimizer, averages, logged losses, in mid-epoch and with dropout, under any
-    LightningModule. A stock DataLoader without state resumes exactly from an end of an epoch, shuffling
-    included; in mid-epoch it starts its data anew, which is said once. ``zoo fit`` adds this callback to
-    every run.
+    Every rank's random state is saved in each checkpoint and restored on a resume, and Lightning's loops go
+    on at exactly what the checkpoint leaves to do: the next batch, the validation that was due, the epoch's
+    end, or the next epoch. Weights, optimizer, averages, learning rates, counters, logged steps and
+    checkpoint names are those of the uninterrupted run, with dropout, under ``max_steps`` and ``max_epochs``,
+    under any LightningModule, if kernels are deterministic. ``zoo fit`` adds this callback to every run.
+
+    What resumes exactly, by train loader and place of the checkpoint:
+
+    ============================================  ===========  ================
+    train loader                                  mid-epoch    end of an epoch
+    ============================================  ===========  ================
+    the zoo's datamodules                         exact        exact
+    torchdata's ``StatefulDataLoader``            exact        exact
+    the same, ``shuffle=True`` under ddp          warns        warns
+    ``DataLoader`` and others without state       warns        exact
+    ============================================  ===========  ================
+
+    Rows hold on one process and under ddp, where nothing else is said. A warning says once why the data are
+    not those of the uninterrupted run; a loader without state starts the interrupted epoch's data anew.
 
     Validation runs on a random stream of its own: training goes on after it as if it had not run, so a
     checkpoint saved before a validation and one saved after it continue alike.
 
     Not covered: the generators of loader workers (random augmentations should draw from `zoo.rng`), gradients
-    that were accumulated but not yet applied (Lightning does not save them: save at updates), and draws that
-    a module makes in its own ``on_train_start``. A resume with another number of processes is refused.
+    that were accumulated but not yet applied (Lightning does not save them: save at updates), metrics
+    averaged over the interrupted epoch (they cover its part after the resume), a ``ReduceLROnPlateau`` that
+    was due in the hook that saved, and draws that a module makes in its own ``on_train_start``.
 
     The state takes under 8 kB a rank, and nothing is done per step.
+
+    Args:
+        strict: Refuse to resume with another number of processes. False goes on with a new epoch and new
+            random streams instead, which is not the run it would have been.
     """
 
-    def __init__(self) -> None:
-        self._to_restore: list[State] | None = None
-        self._epoch_ended = False
+    def __init__(self, strict: bool = True) -> None:
+        self.strict = strict
+        self._to_restore: list[State] = []
+        self._point: ResumePoint | None = None
         self._before_validation: State | None = None
 
     @property
@@ -86,40 +107,68 @@ class ExactResume(Callback):
         torch.distributed.all_gather_object(ranks, mine)
         return {"ranks": ranks}
 
-    def load_state_dict(self, state_dict: State) -> None:
-        """Keeps the states until training is about to go on."""
-        self._to_restore = state_dict["ranks"]
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
+        """Notes the averages over the current epoch, which a resumed run lacks."""
+        if self.state_key in checkpoint.get("callbacks", {}):
+            checkpoint["callbacks"][self.state_key]["epoch_metrics"] = epoch_metrics(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
-        """Notes whether the checkpoint stands at the end of an epoch."""
-        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
-        self._epoch_ended = bool(progress.get("is_last_batch", False))
+        """Reads where the run goes on, before Lightning restores its loops.
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses a resume that cannot be exact; restores the state if an epoch is about to begin."""
-        if self._to_restore is not None and len(self._to_restore) != trainer.world_size:
+        Raises:
+            ValueError: another number of processes, and ``strict``.
+        """
+        if trainer.state.fn != "fit" or "loops" not in checkpoint:
+            return
+        state = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        self._to_restore = state.get("ranks", [])
+        saved, now = len(self._to_restore), trainer.world_size
+        changed = bool(saved) and saved != now
+        if changed and self.strict:
             raise ValueError(
-                f"the checkpoint holds the random states of {len(self._to_restore)} processes, this run "
-                f"has {trainer.world_size}: resume with {len(self._to_restore)} processes, or start a new "
-                "run from its weights"
+                f"the checkpoint holds the random states of {saved} processes, this run has {now}: resume "
+                f"with {saved} processes, or give the callback ExactResume with strict: false to go on with "
+                "a new epoch and new random streams"
             )
-        if self._epoch_ended:  # the next epoch's iterator draws its order first
-            self._restore(trainer)
+        if changed:
+            rank_zero_warn(
+                f"ExactResume: the checkpoint was saved by {saved} processes and this run has {now}, so it "
+                "goes on with a new epoch and new random streams."
+            )
+            self._to_restore = []
+        elif not saved:
+            rank_zero_warn(
+                "ExactResume: the checkpoint was saved by a run without ExactResume and holds no random "
+                "states, so this is not quite the run it would have been."
+            )
+        self._point = ResumePoint.of(checkpoint["loops"]["fit_loop"], new_epoch=changed)
+        if changed:
+            self._point.loaders.clear()
+        elif self._point.next == "epoch_end" and (names := self._awaited(trainer, state)):
+            rank_zero_warn(
+                "ExactResume: the end of the interrupted epoch is left out, since callbacks monitor "
+                f"{names}, whose average over the epoch no checkpoint holds."
+            )
+            self._point = ResumePoint.of(checkpoint["loops"]["fit_loop"], new_epoch=True)
+        checkpoint["loops"]["fit_loop"] = self._point.progress
+
+    @staticmethod
+    def _awaited(trainer: Trainer, state: State) -> str:
+        """Averages over the interrupted epoch that callbacks monitor."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        monitored = {getattr(callback, "monitor", None) for callback in callbacks}
+        return ", ".join(name for name in state.get("epoch_metrics", []) if name in monitored)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restores the state in mid-epoch, where the uninterrupted run makes no new iterator."""
-        self._continue_loaders(trainer)
-        if self._to_restore is None:
+        """Sets loops, loaders and random state to what the uninterrupted run had here."""
+        if self._point is None:
             return
-        loader = trainer.train_dataloader
-        if not hasattr(loader, "state_dict"):
-            rank_zero_warn(
-                f"ExactResume: the train loader ({type(loader).__name__}) has no state_dict, so the epoch "
-                "that was interrupted starts its data anew and this is not quite the run it would have been. "
-                "A loader with state_dict and load_state_dict (torchdata's StatefulDataLoader, the zoo's "
-                "datamodules) cures it."
-            )
-        self._restore(trainer)
+        reason, self._point = self._point.prepare(trainer), None
+        if reason:
+            rank_zero_warn(f"ExactResume: {reason}. This is not quite the run it would have been.")
+        if self._to_restore:
+            set_random_state(self._to_restore[trainer.global_rank])
+        self._to_restore = []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the training stream aside."""
@@ -131,22 +180,3 @@ class ExactResume(Callback):
         if self._before_validation is not None:
             set_random_state(self._before_validation)
             self._before_validation = None
-
-    @staticmethod
-    def _continue_loaders(trainer: Trainer) -> None:
-        """Gives loaders that count over all epochs their state at the end of an epoch, too.
-
-        There Lightning drops it (for max_epochs; not for max_steps), since a loader that counts within an
-        epoch starts anew. Ours would give the first epoch's order again.
-        """
-        loop = trainer.fit_loop
-        states, loaders = loop._combined_loader_states_to_load, loop._combined_loader
-        if states and loaders is not None:
-            if all(getattr(loader, "counts_over_epochs", False) for loader in loaders.flattened):
-                loaders._load_state_dicts(states)
-            loop._combined_loader_states_to_load = []
-
-    def _restore(self, trainer: Trainer) -> None:
-        if self._to_restore is not None:
-            set_random_state(self._to_restore[trainer.global_rank])
-            self._to_restore = None

@@ -1,6 +1,7 @@
 """ExactResume beyond the tester: states, foreign loaders, other numbers of processes, two ranks."""
 
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from pool import Pool
 from ranks import resume_on_rank
+from resume_matrix import Cell, cells, outcome, outcome_on_rank
 from torch.utils.data import DataLoader
 from toys import ToyClassifier
 
@@ -110,10 +112,107 @@ def test_two_ranks_resume_bitwise_with_their_own_dropout(pool: Pool, tmp_path: P
     assert len(states) == 2 and not states[0]["torch"].equal(states[1]["torch"])
 
 
-def test_another_number_of_processes_is_refused(pool: Pool, tmp_path: Path) -> None:
-    pool.run(resume_on_rank, str(tmp_path))
+SEEDED = random.Random(12).sample(list(cells()), 12)
+
+
+@pytest.mark.parametrize("cell", SEEDED, ids=str)
+def test_a_crashed_run_resumes_as_the_whole_run_or_warns(cell: Cell, pool: Pool, tmp_path: Path) -> None:
+    """Weights, rates, data, counters, metrics.csv and names of checkpoints; the evidence has all cells."""
+    if cell.processes == 1:
+        differences, warned = outcome(cell, tmp_path)
+    else:
+        differences, warned = pool.run(outcome_on_rank, cell, str(tmp_path))[0]
+    assert warned == cell.warns
+    assert cell.warns or differences == []
+
+
+def fit_longer(
+    folder: Path, steps: int, checkpoint: Path | None = None, **options: object
+) -> LightningModule:
+    """A run on digits of 14 updates an epoch, saved at its end."""
+    torch.manual_seed(0)
+    model = ToyClassifier()
     trainer = Trainer(
-        accelerator="cpu", max_steps=9, callbacks=[ExactResume()], logger=False, enable_progress_bar=False
-    )
-    with pytest.raises(ValueError, match="random states of 2 processes, this run has 1"):
-        trainer.fit(ToyClassifier(), datamodule=Digits(50, seed=0), ckpt_path=tmp_path / "step=3.ckpt")
+        accelerator="cpu", max_steps=steps, callbacks=[ExactResume()], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    trainer.fit(model, datamodule=Digits(100, seed=0), ckpt_path=checkpoint, weights_only=True)
+    trainer.save_checkpoint(folder / f"{steps}.ckpt", weights_only=False)
+    return model
+
+
+@pytest.mark.parametrize("steps", [9, 14, 20])
+@pytest.mark.parametrize("options", [{}, {"val_check_interval": 3, "check_val_every_n_epoch": None}], ids=str)
+def test_a_run_that_max_steps_ended_is_continued_inside_its_epoch(
+    steps: int, options: dict, tmp_path: Path
+) -> None:
+    whole = fit_longer(tmp_path, 30, **options)
+    expected = torch.load(tmp_path / "30.ckpt", weights_only=True)
+    fit_longer(tmp_path, steps, **options)
+    resumed = fit_longer(tmp_path, 30, tmp_path / f"{steps}.ckpt", **options)
+    for name, value in whole.state_dict().items():
+        assert value.equal(resumed.state_dict()[name]), name
+    loops = torch.load(tmp_path / "30.ckpt", weights_only=True)["loops"]
+    assert loops["fit_loop"] == expected["loops"]["fit_loop"]
+
+
+def test_a_monitored_average_over_the_epoch_leaves_out_its_end_with_a_warning(tmp_path: Path) -> None:
+    """Lightning saves no averages, and a callback that monitors one would end the run with an error."""
+
+    class Averages(ToyClassifier):
+        def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+            loss = super().training_step(batch, batch_idx)
+            self.log("train/average", loss, on_epoch=True, on_step=False)
+            return loss
+
+    def fit(checkpoint: Path | None) -> Trainer:
+        saves = [
+            ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=7, save_top_k=-1),
+            ModelCheckpoint(tmp_path, "best", monitor="train/average", save_on_train_epoch_end=True),
+        ]
+        trainer = Trainer(
+            accelerator="cpu", max_epochs=3, callbacks=[ExactResume(), *saves], logger=False,
+            enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        )  # fmt: skip
+        trainer.fit(Averages(), datamodule=Digits(100, seed=0), ckpt_path=checkpoint, weights_only=True)
+        return trainer
+
+    fit(None)
+    with pytest.warns(UserWarning, match="end of the interrupted epoch is left out.* monitor train/average"):
+        assert fit(tmp_path / "step=28.ckpt").current_epoch == 3
+
+
+def test_a_checkpoint_without_random_states_is_said(tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", max_steps=3, logger=False, enable_progress_bar=False)
+    trainer.fit(ToyClassifier(), datamodule=Digits(100, seed=0))
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.warns(UserWarning, match="saved by a run without ExactResume"):
+        fit_longer(tmp_path, 5, tmp_path / "plain.ckpt")
+
+
+def test_another_number_of_processes_is_refused_or_asked_for(pool: Pool, tmp_path: Path) -> None:
+    pool.run(resume_on_rank, str(tmp_path))
+
+    def fit(strict: bool) -> Trainer:
+        trainer = Trainer(
+            accelerator="cpu", max_steps=30, callbacks=[ExactResume(strict=strict)], logger=False,
+            enable_progress_bar=False, enable_checkpointing=False,
+        )  # fmt: skip
+        path = tmp_path / "step=3.ckpt"
+        trainer.fit(ToyClassifier(), datamodule=Digits(50, seed=0), ckpt_path=path, weights_only=True)
+        return trainer
+
+    with pytest.raises(ValueError, match=r"random states of 2 processes, this run has 1.*strict: false"):
+        fit(strict=True)
+    with pytest.warns(UserWarning, match="saved by 2 processes and this run has 1, so it goes on with a new"):
+        trainer = fit(strict=False)
+    assert trainer.global_step == 30
+    assert trainer.fit_loop.epoch_loop.batch_progress.current.completed == 27  # of the new epoch
+
+
+def test_nothing_is_said_of_an_exact_resume(tmp_path: Path) -> None:
+    fit_longer(tmp_path, 9)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="ExactResume")
+        fit_longer(tmp_path, 20, tmp_path / "9.ckpt")

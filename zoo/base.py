@@ -162,6 +162,11 @@ class ZooModule(_PlainHyperparameters, LightningModule):  # type: ignore[misc]
         self.init_weights: Literal["ema", "raw"] = init_weights
         self.seed = run_seed(seed)
 
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Whether an evaluation needs the weights of a checkpoint; then `zoo test` asks for one."""
+        return True
+
     def load_initial_weights(self, path: Path) -> WeightReport:
         """Takes the weights of a checkpoint; a subclass may ask for more than equal names and shapes."""
         return load_weights(self, path, self.init_weights)

@@ -5,12 +5,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.io import EVENTS_FILE as EVENTS_FILE
 from zoo.io import append_json
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-
-EVENTS_FILE = "events.jsonl"
 
 
 def run_folder(trainer: "Trainer") -> Path:

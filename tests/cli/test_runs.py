@@ -14,7 +14,7 @@ import yaml
 from zoo._cli.errors import CommandError
 from zoo._cli.logger import RunLogger
 from zoo._cli.report import command
-from zoo._cli.runs import Lock, files_state, newest_checkpoint, starts_others, truncate
+from zoo._cli.runs import Lock, files_state, newest_checkpoint, saves, starts_others, truncate
 from zoo.cli import main
 
 FIT = ("fit", "--trust", "my_model", "--config", "small.yaml")
@@ -61,10 +61,27 @@ def _steps(run: Path) -> tuple[list[int], list[int]]:
 
 
 def test_truncate_by_what_the_checkpoint_noted(tmp_path):
-    """Saved when update 3 ended, with its row not yet written and the first event of step 3 just recorded."""
+    """Saved when update 3 ended, with its row not yet written; an event that followed the save stays, too."""
     run = _files(tmp_path / "run")
     truncate(run, {"global_step": 4, "run_files": {"row": 3, "rows": 3, "events": 2}})
-    assert _steps(run) == ([0, 1, 2, 3], [0, 3])
+    assert _steps(run) == ([0, 1, 2, 3], [0, 3, 3])
+
+
+def test_truncate_keeps_what_an_event_of_the_checkpoints_own_update_logged(tmp_path):
+    """`budget_reached` is recorded once its checkpoint is saved, under the number of updates done."""
+    run = tmp_path / "run"
+    logged = [{"step": 3, "loss": 1}, {"step": 4, "event/budget_reached": 1}, {"step": 4, "loss": 1}]
+    _log(RunLogger(str(tmp_path), "", "run"), logged)
+    truncate(run, {"global_step": 4, "run_files": {"row": 3, "rows": 0, "events": 0}})
+    assert (run / "metrics.csv").read_text().split() == ["event/budget_reached,loss,step", ",1,3", "1,,4"]
+
+
+def test_rows_that_a_resumed_run_repeats_are_written_once(tmp_path):
+    _log(RunLogger(str(tmp_path), "", "run"), [{"step": 3, "loss": 1}, {"step": 3, "val/loss": 2}])
+    again = [{"step": 3, "val/loss": 2}, {"step": 4, "loss": 3}, {"step": 3, "val/loss": 5}]
+    _log(RunLogger(str(tmp_path), "", "run"), again)
+    rows = (tmp_path / "run/metrics.csv").read_text().split()
+    assert rows == ["loss,step,val/loss", "1,3,", ",3,2", "3,4,", ",3,5"]
 
 
 def test_truncate_by_the_step_of_a_foreign_checkpoint(tmp_path):
@@ -107,24 +124,35 @@ def test_truncate_leaves_whole_files_alone_and_needs_none(tmp_path):
 
 
 def _counts(run: Path) -> dict[str, int]:
-    state = files_state(run, 5)
-    assert state == {"row": 5, "rows": 6, "events": 4}
+    state = files_state(run, 5, session=2, order=3)
+    assert state == {"row": 5, "rows": 6, "events": 4, "session": 2, "order": 3}
     return {"rows": state["rows"], "events": state["events"]}
 
 
-def test_newest_checkpoint_is_the_last_that_is_whole(tmp_path, capsys):
+def _save(path: Path, step: int, session: int | None = None, **more) -> None:
+    state = {} if session is None else {"run_files": {"session": session}}
+    torch.save({"state_dict": {"w": torch.zeros(1000)}, "global_step": step, **state, **more}, path)
+
+
+def test_newest_checkpoint_is_the_whole_one_of_most_updates_whatever_the_clock_said(tmp_path, capsys):
     for number, name in enumerate(("a", "b", "c")):
-        torch.save(
-            {"state_dict": {"w": torch.zeros(1000)}, "global_step": 9 - number}, tmp_path / f"{name}.ckpt"
-        )
-        os.utime(tmp_path / f"{name}.ckpt", ns=(number, number))
-    assert newest_checkpoint(tmp_path) == tmp_path / "c.ckpt"
-    content = (tmp_path / "c.ckpt").read_bytes()
-    (tmp_path / "c.ckpt").write_bytes(content[:-50])
-    os.utime(tmp_path / "c.ckpt", ns=(2, 2))
-    assert newest_checkpoint(tmp_path) == tmp_path / "b.ckpt"
+        _save(tmp_path / f"{name}.ckpt", 1 + number)
+        os.utime(tmp_path / f"{name}.ckpt", ns=(9 - number, 9 - number))
+    _save(tmp_path / ".tmp-d-x1.ckpt", 4)  # a killed process did not finish it
+    _save(tmp_path / "merged.ckpt", 4, merged={})  # a mean is no state to go on from
+    assert newest_checkpoint(saves(tmp_path)) == tmp_path / "c.ckpt"
+    content = bytearray((tmp_path / "c.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "c.ckpt").write_bytes(content)
+    assert newest_checkpoint(saves(tmp_path)) == tmp_path / "b.ckpt"
     assert "passed over" in capsys.readouterr().err
-    assert newest_checkpoint(tmp_path / "empty") is None
+    assert newest_checkpoint(saves(tmp_path / "empty")) is None
+
+
+def test_a_run_that_went_back_goes_on_from_its_last_session(tmp_path):
+    _save(tmp_path / "long.ckpt", 90, session=0)
+    _save(tmp_path / "back.ckpt", 30, session=1)
+    assert newest_checkpoint(saves(tmp_path)) == tmp_path / "back.ckpt"
 
 
 def test_a_lock_is_held_once_and_dies_with_its_process(tmp_path):
@@ -205,9 +233,9 @@ def test_an_evaluation_goes_into_the_run_it_evaluates(zoo, workspace):
     assert zoo("fit", *words, "small.yaml", "--trainer.max_epochs", "1").code == 0
     run = Path("runs/small/version_0")
     (run / "metrics.csv").unlink()
-    assert zoo("test", *words, str(run / "config.yaml")).code == 0
+    assert zoo("test", "--untrained", *words, str(run / "config.yaml")).code == 0
     assert (run / "test" / "version_0").is_dir() and not Path("runs/small/version_1").exists()
-    assert zoo("test", *words, "small.yaml").code == 0
+    assert zoo("test", *words, "small.yaml", "--untrained").code == 0
     assert not Path("test").exists()
 
 

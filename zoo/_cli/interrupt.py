@@ -38,12 +38,19 @@ class Interrupt(Callback):
     saved again after it, since a resumed run does not repeat them. A second signal stops at once. Gradients
     that are being accumulated are completed first. Each checkpoint of the run also notes how far the run's
     files had got, for `zoo._cli.runs.truncate`.
+
+    Args:
+        session: How often the run was begun or gone on with (`zoo._cli.runs.Resume`).
+        in_place: The run goes on in its own folder: the checkpoint that it goes on from is one like the
+            others, which a `ModelCheckpoint` may remove when it has a later one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, session: int = 0, in_place: bool = False) -> None:
+        self.session, self.in_place = session, in_place
         self.received = 0  # the signal, on this process
         self.stopping = 0  # the signal that all processes agreed to stop for
         self._row = 0
+        self._saved = 0
         self._before: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,6 +64,10 @@ class Interrupt(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the signals back."""
         self._install(trainer)
+        if self.in_place:
+            trainer.ckpt_path = None  # Lightning never removes the file that it names
+        if self.in_place:
+            trainer.ckpt_path = None  # for Lightning, the one file never to remove
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -89,8 +100,10 @@ class Interrupt(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Notes how far the run's files have got."""
+        self._saved += 1
         if trainer.is_global_zero:
-            checkpoint[CHECKPOINT_KEY] = files_state(events.run_folder(trainer), self._row)
+            folder = events.run_folder(trainer)
+            checkpoint[CHECKPOINT_KEY] = files_state(folder, self._row, self.session, self._saved)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the signals back."""

@@ -16,13 +16,36 @@ from zoo.io import atomic_path
 
 
 class _Rows(ExperimentWriter):
-    """Appends to ``metrics.csv``. Lightning's own writer deletes the file of an earlier session."""
+    """Appends to ``metrics.csv``. Lightning's own writer deletes the file of an earlier session.
+
+    A run that goes on repeats the validation and the epoch's end that followed its checkpoint; rows of these
+    that are there already are not written twice.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        self._last_step = -1
+        self._last_rows: set[frozenset[str]] = set()  # names in each row of that step
+        super().__init__(log_dir)
 
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
-        if path.is_file():
-            with open(path, newline="", encoding="utf-8") as file:
-                self.metrics_keys = next(csv.reader(file), [])
+        if not path.is_file():
+            return
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            self.metrics_keys = list(reader.fieldnames or [])
+        self._last_step = int(rows[-1]["step"]) if rows else -1
+        last = [row for row in rows if int(row["step"]) == self._last_step]
+        self._last_rows = {frozenset(name for name, value in row.items() if value) for row in last}
+
+    def log_metrics(self, metrics_dict: dict[str, Any], step: int | None = None) -> None:
+        """Keeps a row until it is flushed."""
+        if step != self._last_step:
+            self._last_rows = set()
+        elif frozenset((*metrics_dict, "step")) in self._last_rows:
+            return
+        super().log_metrics(metrics_dict, step)
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         with open(self.metrics_file_path, newline="", encoding="utf-8") as file:

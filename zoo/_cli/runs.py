@@ -1,7 +1,7 @@
 """The folder of a run: who is using it, how far it got, and how to go on with it.
 
-``zoo fit --resume RUN`` takes RUN's own config and its newest complete checkpoint, cuts what was written
-after that checkpoint off ``metrics.csv`` and ``events.jsonl``, and goes on in the same folder.
+``zoo fit --resume RUN`` takes RUN's own config and its whole checkpoint of most updates, cuts what the run
+will write again off ``metrics.csv`` and ``events.jsonl``, and goes on in the same folder.
 """
 
 import csv
@@ -12,18 +12,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zoo._cli.errors import CommandError, close, complain
 from zoo.events import EVENTS_FILE
-from zoo.io import atomic_write, load_checkpoint
+from zoo.io import RUN_LOCK, atomic_write, check_archive, checkpoint_files, peek_checkpoint, remove_temporary
 
 CHECKPOINT_KEY = "run_files"
 CONFIG_FILE = "config.yaml"
-LOCK_FILE = ".lock"
 METRICS_FILE = "metrics.csv"
 HPARAMS_FILE = "hparams.yaml"
-FIRST_FILES = {CONFIG_FILE, EVENTS_FILE, HPARAMS_FILE, LOCK_FILE, METRICS_FILE}  # there before any update
+FIRST_FILES = {CONFIG_FILE, EVENTS_FILE, HPARAMS_FILE, RUN_LOCK, METRICS_FILE}  # there before any update
 
 
 class Lock:
@@ -40,17 +39,15 @@ class Lock:
     """
 
     def __init__(self, run: Path) -> None:
-        self.path = run / LOCK_FILE
+        self.path = run / RUN_LOCK
         self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = os.pread(self._handle, 32, 0).decode().strip()
+            pid = _alive(os.pread(self._handle, 32, 0).decode().strip())
             os.close(self._handle)
-            raise CommandError(
-                f"{run} is in use by a run that is alive (process {pid}): wait for it, or stop it with "
-                f"kill {pid}"
-            ) from None
+            who = f" (process {pid}): wait for it, or stop it with kill {pid}" if pid else ": wait for it"
+            raise CommandError(f"{run} is in use by a run that is alive{who}") from None
         os.ftruncate(self._handle, 0)
         os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
         os.register_at_fork(after_in_child=self._close)
@@ -67,6 +64,11 @@ class Lock:
             self._handle = -1
 
 
+def _alive(pid: str) -> str:
+    """The process number in a lock, if it is one that lives: its holder writes it after it has the lock."""
+    return pid if pid.isdigit() and Path(f"/proc/{pid}").exists() else ""
+
+
 @dataclass
 class Resume:
     """A run to go on with.
@@ -75,16 +77,18 @@ class Resume:
         run: Its folder.
         checkpoint: Where it goes on; None if the user names it.
         lock: The lock on the folder, on the process of global rank zero.
+        session: How often the run was begun or gone on with, this time included.
     """
 
     run: Path
     checkpoint: Path | None
     lock: Lock | None
+    session: int = 0
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's, and not one where somebody keeps a config."""
-    made = (METRICS_FILE, LOCK_FILE)
+    made = (METRICS_FILE, RUN_LOCK)
     return (folder / CONFIG_FILE).is_file() and any((folder / name).is_file() for name in made)
 
 
@@ -114,7 +118,7 @@ def open_run(folder: str, newest: bool = True) -> Resume:
 
     Args:
         folder: The run's folder.
-        newest: Look for the newest complete checkpoint; else the user has named one.
+        newest: Look for the checkpoint to go on from; else the user has named one.
 
     Raises:
         CommandError: it is no run's folder, a live run uses it, or it has no complete checkpoint.
@@ -125,16 +129,22 @@ def open_run(folder: str, newest: bool = True) -> Resume:
         raise CommandError(
             f"--resume {folder}: no {CONFIG_FILE} there, so it is no run{close(folder, known)}"
         )
-    lock = Lock(run) if starts_others() else None
-    path = newest_checkpoint(run) if newest else None
+    try:
+        lock = Lock(run) if starts_others() else None
+    except OSError as error:
+        raise CommandError(f"--resume {folder}: {error.strerror}, and a run writes in its folder") from error
+    if lock is not None:
+        remove_temporary(run)
+    saved = saves(run)
+    path = newest_checkpoint(saved) if newest else None
     if newest and path is None:
         if lock is not None:
             lock.release()
         raise CommandError(
-            f"{run} holds no complete checkpoint to go on from: start anew with "
+            f"{run} holds no complete checkpoint to go on from: start again with "
             f"zoo fit --config {run / CONFIG_FILE}"
         )
-    return Resume(run, path, lock)
+    return Resume(run, path, lock, 1 + max((save.session for save in saved), default=0))
 
 
 def starts_others() -> bool:
@@ -145,39 +155,68 @@ def starts_others() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The last written checkpoint of a run that is whole; what is passed over is said.
+class Save(NamedTuple):
+    """A checkpoint of a run, in the run's own count of time.
 
-    By the time of writing rather than by step: where a run went back to an earlier checkpoint, the later
-    steps of the abandoned branch are not what the user means.
+    A session that went back to an earlier checkpoint makes the later steps of the session before void.
     """
-    files = [path for path in run.rglob("*.ckpt") if path.is_file()]
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+
+    session: int
+    step: int
+    order: int  # of the checkpoints of a session
+    path: Path
+
+
+def saves(run: Path) -> list[Save]:
+    """The checkpoints of a run, the last saved first; what cannot be read is passed over and said.
+
+    By the counts in the files: times of modification change with a copy or a clock.
+    """
+    found: list[Save] = []
+    for path in checkpoint_files(run):
         try:
-            load_checkpoint(path)
-        except ValueError as error:
+            checkpoint = peek_checkpoint(path)
+            state = checkpoint.get(CHECKPOINT_KEY) or {}
+            if "merged" not in checkpoint:
+                session, order = state.get("session", 0), state.get("order", 0)
+                found.append(Save(session, int(checkpoint["global_step"]), order, path))
+        except (ValueError, KeyError, TypeError) as error:
             complain(f"passed over {path}: {error}")
+    return sorted(found, reverse=True)
+
+
+def newest_checkpoint(found: Sequence[Save]) -> Path | None:
+    """The first of a run's checkpoints that is undamaged; what is passed over is said."""
+    for save in found:
+        try:
+            check_archive(save.path)
+        except ValueError as error:
+            complain(f"passed over {save.path}: {error}")
         else:
-            return path
+            return save.path
     return None
 
 
-def files_state(run: Path, row: int) -> dict[str, int]:
+def files_state(run: Path, row: int, session: int, order: int) -> dict[str, int]:
     """What a checkpoint notes of the run's files.
 
     Args:
         run: The folder.
         row: The ``step`` under which loggers write the update that the checkpoint ends with.
+        session: See `Resume`.
+        order: The number of the checkpoint in its session.
     """
-    return {"row": row, "rows": max(_lines(run / METRICS_FILE) - 1, 0), "events": _lines(run / EVENTS_FILE)}
+    rows, events = max(_lines(run / METRICS_FILE) - 1, 0), _lines(run / EVENTS_FILE)
+    return {"row": row, "rows": rows, "events": events, "session": session, "order": order}
 
 
 def truncate(run: Path, checkpoint: dict[str, Any]) -> None:
     """Cuts off ``metrics.csv`` and ``events.jsonl`` what a run resumed from ``checkpoint`` will write again.
 
-    Rows and events that were there when the checkpoint was saved stay. So do rows written after it for the
-    updates that it holds: Lightning logs an update after the hook in which checkpoints are saved, and a
-    resumed run does not log it again. A last line that a crash cut short goes. Files are replaced as a whole.
+    Rows and events that were there when the checkpoint was saved stay. So do those written after it for the
+    updates that it holds: Lightning logs an update after the hook in which checkpoints are saved, an event
+    says what was saved once it is, and a resumed run writes neither again. Rows that the resumed run repeats
+    are left to `RunLogger`. A last line that a crash cut short goes. Files are replaced as a whole.
 
     Args:
         run: The folder.
@@ -190,7 +229,10 @@ def truncate(run: Path, checkpoint: dict[str, Any]) -> None:
     if metrics.is_file():
         text = metrics.read_text(encoding="utf-8")
         rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
-        kept = [row for n, row in enumerate(rows) if n < state["rows"] or int(row["step"]) <= state["row"]]
+        there = state["rows"]
+        kept = [
+            row for n, row in enumerate(rows) if n < there or int(row["step"]) <= _last_step(row, state, step)
+        ]
         if len(kept) < len(rows) or not metrics.read_bytes().endswith(b"\n"):
             out = io.StringIO()
             writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [])
@@ -201,12 +243,16 @@ def truncate(run: Path, checkpoint: dict[str, Any]) -> None:
     if log.is_file():
         text = log.read_text(encoding="utf-8")
         lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
-        if state["events"] is None:
-            lines = [line for line in lines if json.loads(line)["step"] <= step]
-        else:
-            lines = lines[: state["events"]]
+        there = state["events"] or 0
+        lines = [line for n, line in enumerate(lines) if n < there or json.loads(line)["step"] <= step]
         if (kept_text := "".join(lines)) != text:
             atomic_write(log, kept_text)
+
+
+def _last_step(row: dict[str, str], state: dict[str, Any], updates: int) -> int:
+    """Up to which step a row is the past of a checkpoint; events are logged by updates done."""
+    event = any(name.startswith("event/") and value for name, value in row.items())
+    return updates if event else state["row"]
 
 
 def _lines(path: Path) -> int:

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
 
@@ -31,6 +32,7 @@ def run(verb: str, args: list[str], words: Sequence[str], trusted: Sequence[str]
         The exit status: 0, or 128 and the signal's number after an interruption.
     """
     resume: Resume | None = None
+    args, untrained = split_untrained(verb, args)
     if verb == "fit":
         args, folder = split_resume(args)
         if folder is not None:
@@ -40,12 +42,18 @@ def run(verb: str, args: list[str], words: Sequence[str], trusted: Sequence[str]
     lock = resume.lock if resume else None
     try:
         with import_policy(trusted), quiet():
-            cli = build(lambda: ZooCLI([verb, *args], trusted, resume), words)
+            cli = build(lambda: ZooCLI([verb, *args], trusted, resume, untrained), words)
             lock = lock or take_folder(cli)
             return launch(cli)
     finally:
         if lock is not None:
             lock.release()
+
+
+def split_untrained(verb: str, args: Sequence[str]) -> tuple[list[str], bool]:
+    """Takes ``--untrained`` out of the words after a verb that evaluates."""
+    rest = [word for word in args if verb == "fit" or word != "--untrained"]
+    return rest, len(rest) < len(args)
 
 
 def take_folder(cli: ZooCLI) -> Lock | None:
@@ -69,11 +77,15 @@ def launch(cli: ZooCLI) -> int:
     if cli.resume is not None and cli.resume_from is not None and trainer.is_global_zero and not dry:
         checkpoint = load_checkpoint(cli.resume_from, lazy=True)
         truncate(cli.resume.run, checkpoint)
-        entry = {"step": checkpoint["global_step"], "epoch": checkpoint["epoch"], "event": "resumed"}
         message = f"resumed from {cli.resume_from.name}"
-        append_json(cli.resume.run / events.EVENTS_FILE, {"time": time.time(), **entry, "message": message})
+        note(cli.resume.run, "resumed", message, checkpoint["global_step"], checkpoint["epoch"])
     try:
         cli.start()
+        if trainer.is_global_zero and cli.subcommand == "fit" and not dry:
+            checkpoint_path(trainer).unlink(missing_ok=True)  # of an interruption that was made up for
+            if isinstance(trainer.logger, CSVLogger):  # only then the run has a folder of its own
+                folder = events.run_folder(trainer)
+                note(folder, "completed", "training is complete", trainer.global_step, trainer.current_epoch)
     except Interrupted as stop:
         if not trainer.is_global_zero:
             return 0  # Lightning kills a run one of whose processes failed, and this one did not
@@ -91,6 +103,12 @@ def launch(cli: ZooCLI) -> int:
         for line in summary(str(cli.subcommand), trainer, cli.model, cli.trust):
             say(line)
     return 0
+
+
+def note(run: Path, event: str, message: str, step: int, epoch: int) -> None:
+    """Adds a line to a run's events that neither the terminal nor the loggers need."""
+    entry = {"time": round(time.time(), 3), "step": step, "epoch": epoch, "event": event, "message": message}
+    append_json(run / events.EVENTS_FILE, entry)
 
 
 def tell_resume(cli: ZooCLI, text: str) -> None:

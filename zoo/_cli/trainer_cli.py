@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from jsonargparse._actions import ActionConfigFile
 from jsonargparse._common import denying_import_path_entry
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -32,20 +33,21 @@ from zoo._cli.interrupt import Interrupt
 from zoo._cli.logger import RunLogger
 from zoo._cli.parser import OneLineParser
 from zoo._cli.report import command
-from zoo._cli.runs import CONFIG_FILE, Resume, is_run, starts_others
+from zoo._cli.runs import CONFIG_FILE, Resume, is_run, saves, starts_others
 from zoo._cli.spec import differences, find_class, refuse_words, try_optimizers
 from zoo.callbacks import WSDS, ExactResume, UpdateBar
-from zoo.io import load_checkpoint
+from zoo.io import AtomicCheckpointIO, load_checkpoint
 
 CLI = TypeVar("CLI", bound="ZooCLI")
 USER_ERRORS = (ValueError, TypeError, ImportError, MisconfigurationException)
 SETUP_ERRORS = (ValueError, ImportError, OSError, MisconfigurationException)
 _TRUST = "--trust PKG[,PKG], anywhere on the line, lets configs name classes of PKG."
+_UNTRAINED = "Without --ckpt_path it needs --untrained: the weights that the model is built with."
 DESCRIPTIONS = {
     "fit": f"Trains a model. With --resume RUN, goes on with the run in that folder instead. {_TRUST}",
-    "validate": f"Runs over the validation data. {_TRUST}",
-    "test": f"Evaluates a model on the test data. {_TRUST}",
-    "predict": f"Runs a model over the data. {_TRUST}",
+    "validate": f"Runs over the validation data. {_UNTRAINED} {_TRUST}",
+    "test": f"Evaluates a model on the test data. {_UNTRAINED} {_TRUST}",
+    "predict": f"Runs a model over the data. {_UNTRAINED} {_TRUST}",
 }
 _LOADERS = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
 _CKPT_WORDS = ("best", "last", "hpc")  # what ckpt_path may say other than a path
@@ -180,10 +182,12 @@ class ZooCLI(LightningCLI):
         args: list[str],
         trusted: Sequence[str] = (),
         resume: Resume | None = None,
+        untrained: bool = False,
     ) -> None:
         self.trust = ["--trust", ",".join(trusted)] if trusted else []
         self.resume = resume
-        self.interrupt = Interrupt()
+        self.untrained = untrained
+        self.interrupt = Interrupt(resume.session if resume else 0, in_place=resume is not None)
         self.begun = Begun()
         self.started = False
         super().__init__(
@@ -224,6 +228,8 @@ class ZooCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Tells where the config differs from the checkpoint; the config is what runs."""
         path = str(self.resume_from or self._sub("ckpt_path") or "")
+        if self.config.subcommand != "fit" and path in ("best", "last"):
+            path = self._checkpoint_of_run(path)
         if not path or "://" in path or path in _CKPT_WORDS:
             return
         if not Path(path).exists():
@@ -236,6 +242,21 @@ class ZooCLI(LightningCLI):
             saved = checkpoint.get("hyper_parameters", {})
             for line in differences(saved, self._sub("model")) if starts_others() else []:
                 complain(f"{path}: {line} (the config is used)")
+
+    def _checkpoint_of_run(self, word: str) -> str:
+        """What ``ckpt_path: last`` means to an evaluation: the last of the run whose config is given."""
+        given = [Path(str(file)).parent for file in self._sub("config") or [] if file is not None]
+        run = next((folder for folder in given if is_run(folder)), None)
+        if word == "best" or run is None:
+            raise CommandError(
+                f"ckpt_path: {word!r} is known inside a fit only; give a file (or --config RUN/config.yaml "
+                "--ckpt_path last, for the last checkpoint of RUN)"
+            )
+        found = saves(run)
+        if not found:
+            raise CommandError(f"ckpt_path: {run} holds no checkpoint")
+        self.config[self.config.subcommand].ckpt_path = str(found[0].path)
+        return str(found[0].path)
 
     def _check_start(self, path: str, checkpoint: dict[str, Any]) -> None:
         """Refuses to fit on from what is no state, or has made all updates: Lightning would end at once."""
@@ -298,6 +319,10 @@ class ZooCLI(LightningCLI):
         config["callbacks"] = callbacks
         with one_line("trainer: "):
             trainer = super().instantiate_trainer(**kwargs)
+        if (
+            type(trainer.strategy.checkpoint_io) is TorchCheckpointIO
+        ):  # neither the strategy's nor the user's own
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self.subcommand == "fit":
             # Behind the checkpoint callbacks, whose state its own checkpoint holds.
             trainer.callbacks.append(self.interrupt)  # type: ignore[attr-defined]
@@ -346,6 +371,13 @@ class ZooCLI(LightningCLI):
                 f"data: none is given, and {type(self.model).__name__} has no {loader} of its own: give a "
                 "datamodule, for example --data Digits (zoo list data)"
             )
+        if not (self.subcommand == "fit" or self.untrained or self._sub("ckpt_path")) and getattr(
+            self.model, "needs_checkpoint", True
+        ):
+            raise CommandError(
+                f"ckpt_path: none is given, so zoo {self.subcommand} would use the weights that "
+                f"{type(self.model).__name__} was built with: give --ckpt_path FILE, or say --untrained"
+            )
         try_optimizers(self.config[self.subcommand].model)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -367,6 +399,9 @@ class ZooCLI(LightningCLI):
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         for owner in [callback for callback in callbacks if isinstance(callback, WSDS)]:
             while (path := owner.next_leg()) is not None:
+                self.interrupt.session += (
+                    1  # its updates come after those of the leg before, whatever their numbers
+                )
                 kwargs = self._prepare_subcommand_kwargs("fit")
                 self.trainer.fit(**(kwargs | {"ckpt_path": path}))
 

@@ -200,6 +200,11 @@ class CMT(FlowModule):
             made = {"start": self.start, "label_dropout": self.label_dropout, "seed": self.seed}
             self._origin = origin(self.teacher, **made)
 
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Not for the teacher's trajectories."""
+        return self.predict != "trajectories"
+
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Samples of a batch's labels, or trajectories of the teacher.
 

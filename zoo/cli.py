@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from zoo import __version__
 from zoo._cli.errors import CommandError, close, complain, debugging, say
+from zoo._cli.offline import downloads, split_download
 from zoo._cli.policy import import_policy, split_trust
 
 
@@ -52,7 +53,8 @@ HELP = f"""usage: zoo VERB [arguments]
   zoo --version         the version
   zoo fit --resume RUN  go on with an interrupted run, in its folder
 
-Anywhere on the line: --trust PKG[,PKG] lets configs name classes of your own package (ZOO_TRUST does too).
+Anywhere on the line: --trust PKG[,PKG] lets configs name classes of your own package (ZOO_TRUST does too);
+--allow-download lets what configs name be fetched: checkpoints, models, weights (ZOO_ALLOW_DOWNLOAD=1 too).
 ZOO_DEBUG=1 shows the traceback behind an error of one line."""
 
 
@@ -68,13 +70,15 @@ def main(args: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if args is None else args)
     try:
         rest, trusted = split_trust(words)
+        rest, fetches = split_download(rest)
         if not rest or rest[0] in ("-h", "--help", "help"):
             say(HELP)
             return 0
         if rest[0] in ("-V", "--version"):
             say(__version__)
             return 0
-        return call(rest[0], rest[1:], words, trusted)
+        with downloads(fetches):
+            return call(rest[0], rest[1:], words, trusted)
     except CommandError as error:
         if debugging():
             traceback.print_exc()

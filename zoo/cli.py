@@ -5,6 +5,7 @@ policy (`zoo._cli.policy`); the other verbs are plain typed functions, parsed by
 room's verb is one more row here: its function lives in the room's ``commands.py``.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -44,6 +45,12 @@ VERBS = {
         "zoo.flow.commands:convert", "published weights as safetensors: zoo convert X.pkl Y.safetensors"
     ),
 }
+
+_FREE = "Make room, and go on with: zoo fit --resume RUN"
+_OWN = "Give a folder that you may write to, with --trainer.default_root_dir, or change its rights"
+# Errors of the disk, which no config or program is to blame for, and what to do about them.
+DISK = {errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EFBIG: _FREE}
+DISK |= {errno.EROFS: _OWN, errno.EACCES: _OWN, errno.EPERM: _OWN}
 
 HELP = f"""usage: zoo VERB [arguments]
 
@@ -92,6 +99,15 @@ def main(args: Sequence[str] | None = None) -> int:
     ):  # of `zoo list | head`: nobody reads on, and Python's own flush would complain too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        if debugging():
+            traceback.print_exc()
+        complain(
+            f"error: {error.filename or 'a file'} cannot be written: {error.strerror}. {DISK[error.errno]}"
+        )
+        return 2
 
 
 def call(name: str, args: list[str], words: list[str], trusted: list[str]) -> int:

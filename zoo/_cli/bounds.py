@@ -20,6 +20,7 @@ from zoo._cli.errors import CommandError, shorten
 MAX_BYTES = 1_000_000
 MAX_VALUES = 20_000  # with every alias counted as what it repeats
 MAX_DEPTH = 64  # collections inside each other
+MAX_MODULES = 100_000  # layers that the classes of a config may build; the largest language models have 10^4
 
 _PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML has it
 
@@ -162,6 +163,33 @@ def refuse_processes(trainer: Any) -> None:
             f"trainer.devices: {shorten(devices)} would start as many processes on this machine, and the "
             f"bound is {bound} (4 a core, and at least 64)"
         )
+
+
+@contextmanager
+def few_modules() -> Iterator[None]:
+    """Within the block, modules are built up to the bound: a mistyped depth would fill the memory, slowly.
+
+    Raises:
+        CommandError: more than `MAX_MODULES` were put into others.
+    """
+    from torch.nn.modules.module import register_module_module_registration_hook
+
+    built = 0
+
+    def count(parent: Any, name: str, child: Any) -> None:
+        nonlocal built
+        built += 1
+        if built > MAX_MODULES:
+            raise CommandError(
+                f"model: a {type(parent).__name__} and what is around it have more than {MAX_MODULES:,} "
+                "modules, which is the bound: is a depth, a number of layers or of experts mistyped?"
+            )
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

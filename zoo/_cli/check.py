@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator, XLAAccelerator
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from zoo._cli.bounds import few_modules
 from zoo._cli.errors import CommandError, complain, say
 from zoo._cli.noise import MACHINE, quiet
 from zoo._cli.policy import import_policy
@@ -90,7 +91,8 @@ class CheckCLI(ZooCLI):
             super().instantiate_classes()
             self.model.trainer = self.trainer
             if is_overridden("configure_model", self.model):
-                self.model.configure_model()
+                with few_modules():
+                    self.model.configure_model()
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         data = f" on {type(self.datamodule).__name__}" if self.datamodule is not None else ""
         self.found = f"{type(self.model).__name__}{data}, {parameters:,} parameters{self.found}"

@@ -34,7 +34,7 @@ def explain(failure: Failure, line: Line) -> str:
     value = plain(given(step.value))
     for index, item in enumerate(value) if isinstance(value, list) else [(None, value)]:
         if problem := class_problem(item, step.typehint, line):
-            number = "" if index is None else f"[{index + step.offset}]"
+            number = "" if index is None else f"[{index + (step.offset or 0)}]"
             return f"{failure.place}{number}: {problem}"
     of = f" (an argument of {name(step.owner)})" if step.owner and ") ." not in failure.place else ""
     literals = [str(word) for word in _literals(step.typehint)]
@@ -167,10 +167,11 @@ def class_problem(item: Any, typehint: Any, line: Line) -> str | None:
 def unknown_class(name: str) -> str:
     """A short name that no imported class of the wanted kind has."""
     known = loaded_classes()
+    short = shorten(name)
     if name in known:
         return f"{name} ({known[name]}) is of another kind than belongs here"
     return (
-        f"no class is named {name!r}{close(name, known)} (short names are those of the zoo, Lightning and "
+        f"no class is named {short!r}{close(name, known)} (short names are those of the zoo, Lightning and "
         "torch; any other class goes by its full path, my_module.MyClass)"
     )
 

@@ -41,7 +41,7 @@ def _keep_what_was_set(parser_or_action: Any, before: Any, after: Any) -> None:
 def _check_and_note(self: Any, value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:
     """Checks a value; where it is wrong, the parsers' `Trace` knows its place."""
     before = cfg.get(self.dest) if append and cfg else None
-    offset = len(before) if isinstance(before, list) else 0
+    offset = len(before) if isinstance(before, list) else 0 if append else None
     seen = value
     if isinstance(value, str) and value.startswith(("[", "{")):  # a list or a spec on the line itself
         with suppress(yaml.YAMLError):  # it is text, then

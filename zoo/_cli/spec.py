@@ -120,3 +120,18 @@ def try_optimizers(model: Any) -> None:
                 raise CommandError(f"{path} ({class_path.rsplit('.', 1)[-1]}): {told(error)}") from error
             if not is_schedule:
                 built[parent] = made
+            _check_range(f"{path} ({class_path.rsplit('.', 1)[-1]})", owner if is_schedule else made)
+
+
+def _check_range(where: str, optimizer: torch.optim.Optimizer) -> None:
+    """Refuses rates that parameters of float32 cannot be multiplied by: an update, some way on, would fail.
+
+    Raises:
+        CommandError: an option of the optimizer, its schedule's included, is no finite float32.
+    """
+    largest = torch.finfo(torch.float32).max
+    for group in optimizer.param_groups:
+        floats = {name: value for name, value in group.items() if isinstance(value, float)}
+        if wrong := {name: value for name, value in floats.items() if not abs(value) <= largest}:
+            name, value = max(wrong.items(), key=lambda item: abs(item[1]))
+            raise CommandError(f"{where}: {name} is {value}, and a float32 ends at {largest:.3g}")

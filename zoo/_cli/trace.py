@@ -23,14 +23,14 @@ class Step:
         value: What was given.
         typehint: What belongs there.
         owner: The class or function whose argument it is; None for the config itself.
-        offset: Items that stand before those of ``value``, where it is appended to a list.
+        offset: Items that stand before ``value``, where it is appended to a list.
     """
 
     key: str
     value: Any
     typehint: Any = None
     owner: Any = None
-    offset: int = 0
+    offset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Trace:
             self.owners.pop()
 
     @contextmanager
-    def at(self, key: str, value: Any, typehint: Any, offset: int = 0) -> Iterator[None]:
+    def at(self, key: str, value: Any, typehint: Any, offset: int | None = None) -> Iterator[None]:
         """The value of a key is checked."""
         before = self.failure
         self.steps.append(Step(key, value, typehint, self.owners[-1], offset))
@@ -115,12 +115,12 @@ def place(steps: tuple[Step, ...], *, then: Any = None) -> str:
 def _index(step: Step, owner: Any, child: Step | None) -> int | None:
     """Which item of a list is meant, by its class and by the argument that was being checked."""
     if not isinstance(step.value, list):
-        return None
+        return step.offset
     fitting = [n for n, item in enumerate(step.value) if class_path(item).rpartition(".")[2] == name(owner)]
     exact = [n for n in fitting if child and _argument(step.value[n], child.key) is child.value]
     exact = exact or [n for n in fitting if child and _argument(step.value[n], child.key) == child.value]
     found = exact or fitting
-    return found[0] + step.offset if found else None
+    return found[0] + (step.offset or 0) if found else None
 
 
 def _argument(item: Any, key: str) -> Any:

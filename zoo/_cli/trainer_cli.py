@@ -26,7 +26,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo._cli import configs
-from zoo._cli.bounds import read_config, refuse_processes
+from zoo._cli.bounds import few_modules, read_config, refuse_processes
 from zoo._cli.components import public_names
 from zoo._cli.errors import CommandError, close, complain, told
 from zoo._cli.interrupt import Interrupt
@@ -312,7 +312,8 @@ class ZooCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Builds everything; a function of the config that refuses its arguments is named like a class."""
         try:
-            super().instantiate_classes()
+            with few_modules():
+                super().instantiate_classes()
         except Exception as error:
             cause, name = refusing_function(error)
             if name is None:

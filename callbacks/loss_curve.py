@@ -2,6 +2,7 @@
 
 import csv
 import time
+from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
@@ -77,6 +78,8 @@ def read_curves(path: str, keys: list[str]) -> dict[str, tuple[list[int], list[f
     Returns:
         For each key that has values: the steps and the values.
     """
+    if not Path(path).is_file():  # a run that ended before the first row was due
+        return {}
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     curves: dict[str, tuple[list[int], list[float]]] = {}

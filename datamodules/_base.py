@@ -1,11 +1,15 @@
 """The four loaders of a datamodule whose `setup` fills ``train_set``, ``val_set`` and ``test_set``."""
 
+import os
 from typing import Any
 
 import torch
 
 from zoo.base import ZooDataModule
 from zoo.datamodules._loader import Loader, Transform
+
+# More would fill the memory before they read a batch, and a mistyped number would take the machine down.
+MAX_WORKERS = max(64, 8 * (os.cpu_count() or 1))
 
 
 class SplitDataModule(ZooDataModule):
@@ -17,7 +21,7 @@ class SplitDataModule(ZooDataModule):
 
     Args:
         batch_size: Items per batch and process.
-        num_workers: Worker processes that read ahead.
+        num_workers: Worker processes that read ahead; at most 8 for each core of the machine, or 64.
         seed: Seed of the training order. None takes the run's, or 0 without one.
     """
 
@@ -29,8 +33,10 @@ class SplitDataModule(ZooDataModule):
         super().__init__(seed)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if num_workers < 0:
-            raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
+        if not 0 <= num_workers <= MAX_WORKERS:
+            raise ValueError(
+                f"num_workers must be 0 to {MAX_WORKERS} (8 a core, and at least 64), got {num_workers}"
+            )
         self.batch_size = batch_size
         self.num_workers = num_workers
 

@@ -5,6 +5,7 @@ policy (`zoo._cli.policy`); the other verbs are plain typed functions, parsed by
 room's verb is one more row here: its function lives in the room's ``commands.py``.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 from zoo import __version__
 from zoo._cli.errors import CommandError, close, complain, debugging, say
+from zoo._cli.offline import downloads, split_download
 from zoo._cli.policy import import_policy, split_trust
 
 
@@ -44,6 +46,12 @@ VERBS = {
     ),
 }
 
+_FREE = "Make room, and go on with: zoo fit --resume RUN"
+_OWN = "Give a folder that you may write to, with --trainer.default_root_dir, or change its rights"
+# Errors of the disk, which no config or program is to blame for, and what to do about them.
+DISK = {errno.ENOSPC: _FREE, errno.EDQUOT: _FREE, errno.EFBIG: _FREE}
+DISK |= {errno.EROFS: _OWN, errno.EACCES: _OWN, errno.EPERM: _OWN}
+
 HELP = f"""usage: zoo VERB [arguments]
 
 {chr(10).join(f"  {name:<10}{verb.help}" for name, verb in VERBS.items())}
@@ -52,7 +60,8 @@ HELP = f"""usage: zoo VERB [arguments]
   zoo --version         the version
   zoo fit --resume RUN  go on with an interrupted run, in its folder
 
-Anywhere on the line: --trust PKG[,PKG] lets configs name classes of your own package (ZOO_TRUST does too).
+Anywhere on the line: --trust PKG[,PKG] lets configs name classes of your own package (ZOO_TRUST does too);
+--allow-download lets what configs name be fetched: checkpoints, models, weights (ZOO_ALLOW_DOWNLOAD=1 too).
 ZOO_DEBUG=1 shows the traceback behind an error of one line."""
 
 
@@ -68,13 +77,15 @@ def main(args: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if args is None else args)
     try:
         rest, trusted = split_trust(words)
+        rest, fetches = split_download(rest)
         if not rest or rest[0] in ("-h", "--help", "help"):
             say(HELP)
             return 0
         if rest[0] in ("-V", "--version"):
             say(__version__)
             return 0
-        return call(rest[0], rest[1:], words, trusted)
+        with downloads(fetches):
+            return call(rest[0], rest[1:], words, trusted)
     except CommandError as error:
         if debugging():
             traceback.print_exc()
@@ -88,6 +99,15 @@ def main(args: Sequence[str] | None = None) -> int:
     ):  # of `zoo list | head`: nobody reads on, and Python's own flush would complain too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        if debugging():
+            traceback.print_exc()
+        complain(
+            f"error: {error.filename or 'a file'} cannot be written: {error.strerror}. {DISK[error.errno]}"
+        )
+        return 2
 
 
 def call(name: str, args: list[str], words: list[str], trusted: list[str]) -> int:

@@ -1,10 +1,14 @@
 """Every mistake is one line with its place, the value and the cause; status 2; no traceback."""
 
+import errno
+import os
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from zoo._cli.explain import explain, leaves
+from zoo._cli.errors import CommandError
 
 FIT = ("fit", "--trust", "my_model", "--config", "small.yaml")
 
@@ -34,7 +38,7 @@ LINES = [
     ),
     (
         ["--trainer.callbacks", '[{"class_path": "ModelCheckpoint", "init_args": {"save_top_k": "x"}}]'],
-        "trainer.callbacks.init_args.save_top_k: expected int, got x (an argument of ModelCheckpoint)",
+        "trainer.callbacks[0] (ModelCheckpoint).save_top_k: expected int, got x",
     ),
     (["--trainer.precision", "17"], "trainer.precision: expected one of 64, 32, 16, "),
     (["--trainer.strategy", "ddpp"], "trainer: You selected an invalid strategy name"),
@@ -177,19 +181,129 @@ def test_errors_inside_fit_keep_their_traceback(zoo, workspace):
         zoo(*FIT, "--data", "zoo.datamodules.EightGaussians")
 
 
-def test_a_leaf_knows_its_keys_classes_and_value():
-    message = """Parser key "model":
-  Does not validate against any of the Union subtypes
-  Subtypes: [<class 'LightningModule'>, <class 'NoneType'>]
-  Errors:
-    - Problem with given class_path 'mine.Net':
-        Parser key "width":
-          Expected a <class 'int'>. Got value: abc
-    - Expected a <class 'NoneType'>
-  Given value type: <class 'dict'>
-  Given value: {}"""
-    deep, shallow = leaves(message)
-    assert (deep.key, deep.owner, deep.value, deep.depth) == ("model.init_args.width", "Net", "abc", 3)
-    assert (shallow.key, shallow.value) == ("model", "{}")
-    assert explain(message) == "model.init_args.width: expected int, got abc (an argument of Net)"
-    assert explain("no tree at all") == "no tree at all"
+@pytest.mark.parametrize(
+    "error", ["OSError('x')", "KeyError('x')", "RuntimeError('x')", "AttributeError('x')"]
+)
+def test_any_error_of_a_users_class_has_its_class_and_place(zoo, workspace, error):
+    module = f"raises_{error.partition('(')[0]}"  # a name of its own: modules stay imported
+    Path(f"{module}.py").write_text(
+        "import my_model\nfrom torch import nn\n\n\nclass Act(nn.Module):\n"
+        f"    def __init__(self):\n        raise {error}\n"
+    )
+    for words in (["fit", *FIT[1:]], ["check", *FIT[3:]]):
+        result = zoo(*words, "--trust", f"{module},my_model", "--model.act", f"{module}.Act")
+        assert result.code == 2
+        name, _, text = error.partition("(")
+        assert f"model.init_args.act (Act): {name}: {text[:-1].strip(chr(39))}" in result.err.replace("'", "")
+
+
+def test_a_place_names_the_item_of_a_list_and_its_class(zoo, workspace):
+    Path("mine.yaml").write_text(
+        "trainer: {callbacks: [SampleGrid, {class_path: ModelCheckpoint}, {class_path: ModelCheckpoint, "
+        "init_args: {save_top_k: x}}]}"
+    )
+    result = zoo(*FIT, "--config", "mine.yaml")
+    assert "mine.yaml: trainer.callbacks[2] (ModelCheckpoint).save_top_k: expected int, got x" in result.err
+    result = zoo(
+        *FIT, "--config", "quickstart", "--trainer.callbacks+={class_path: LossCurve, init_args: {x: 1}}"
+    )
+    assert "trainer.callbacks[6] (LossCurve).x: LossCurve takes no argument 'x'" in result.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "trainer: {callbacks: {[1]: 2}}",
+        "trainer: {callbacks: 3}",
+        "model: {class_path: {a: 1}}",
+        "model: [1, 2]",
+        "model: {class_path: my_model.Net, init_args: 3}",
+        "model: {class_path: my_model.Net, init_args: {optimizer: 3.0}}",
+        "trainer: {callbacks: [[1]]}",
+        "trainer: {precision: {a: 1}}",
+        'trainer: {logger: "\\e[31m\\uD800"}',
+    ],
+)
+def test_no_message_speaks_of_the_parsers_internals(zoo, workspace, text):
+    Path("bad.yaml").write_text(text)
+    result = zoo(*FIT, "--config", "bad.yaml")
+    assert result.code == 2
+    assert len(result.err.splitlines()) == 1, result.err
+    assert not re.search(r"unhashable|Union|Namespace|NestedArg|NoneType|<class|not iterable", result.err)
+    assert result.err.rstrip("\n").isprintable()
+
+
+def test_a_bare_config_is_told_how_it_is_given(zoo):
+    result = zoo("fit", "quickstart")
+    assert result.code == 2
+    assert result.err.startswith("error: quickstart is a config: zoo fit --config quickstart")
+
+
+def test_help_does_not_advise_to_unpickle(zoo, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        zoo("fit", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "false is refused" in text and "weights_only=False" not in text and "trusted source" not in text
+
+
+def test_a_checkpoint_that_no_trainer_saved_is_told_what_it_lacks(zoo, workspace):
+    assert zoo(*FIT, "--trainer.max_steps", "1").code == 0
+    checkpoint = torch.load(next(Path("runs").rglob("*.ckpt")), weights_only=True)
+    for key in ("pytorch-lightning_version", "loops", "optimizer_states"):
+        torch.save({name: value for name, value in checkpoint.items() if name != key}, "less.ckpt")
+        result = zoo(*FIT, "--trainer.max_steps", "2", "--ckpt_path", "less.ckpt")
+        assert result.code == 2
+        assert (
+            f"ckpt_path: less.ckpt is no checkpoint that a Trainer saved to be gone on from: it lacks {key}"
+            in (result.err)
+        )
+
+
+@pytest.mark.parametrize(("code", "advice"), [(errno.ENOSPC, "Make room"), (errno.EROFS, "you may write to")])
+def test_a_full_disk_and_a_folder_that_may_not_be_written_are_one_line(
+    zoo, workspace, monkeypatch, code, advice
+):
+    """On any file that is made in a run: here the checkpoint's, in the middle of the training."""
+    from lightning.pytorch import Trainer
+
+    def refuse(*args, **kwargs):
+        raise OSError(code, os.strerror(code), "runs/small/version_0/checkpoints/x.ckpt")
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", refuse)
+    result = zoo(*FIT, "--trainer.max_steps", "3")
+    assert result.code == 2
+    last = result.err.splitlines()[-1]
+    assert last.startswith(
+        f"error: runs/small/version_0/checkpoints/x.ckpt cannot be written: {os.strerror(code)}"
+    )
+    assert advice in last
+
+
+def test_resuming_in_a_folder_that_may_not_be_written_is_one_line(zoo, workspace, monkeypatch):
+    """As a user who does not own it sees it; root may write everywhere."""
+    assert zoo(*FIT, "--trainer.max_steps", "1").code == 0
+    opened = os.open
+
+    def refuse(path, flags, *args, **kwargs):
+        if str(path).endswith(".lock") and flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    result = zoo("fit", "--trust", "my_model", "--resume", "runs/small/version_0")
+    assert result.code == 2
+    assert result.err.startswith("error: runs/small/version_0/.lock cannot be written: Permission denied")
+
+
+def test_what_a_callback_of_lightning_misses_is_one_line(zoo, workspace):
+    """The learning-rate finder of a model without ``lr``: an AttributeError inside Lightning."""
+    result = zoo("fit", "--config", "quickstart", "--trainer.callbacks+=LearningRateFinder")
+    assert result.code == 2
+    assert "AttributeError: When using the learning rate finder" in result.err.splitlines()[-1]
+
+
+def test_a_rate_out_of_range_is_one_line(zoo, workspace):
+    result = zoo("fit", "--config", "quickstart", "--model.lr_scheduler.max_lr", "1e308")
+    line = "error: model.init_args.lr_scheduler (OneCycleLR): max_lr is 1e+308, and a float32 ends at 3.4e+38"
+    assert (result.code, result.err.splitlines()[-1]) == (2, line)
+    assert len(str(CommandError("x" * 5000))) == 2000

@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parent / "results"
+SHARED = ROOT / "tests" / "shared"  # what the tests have too
 WORK = ROOT / "runs" / "evidence"
 STARTED = time.monotonic()
 

@@ -9,20 +9,23 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator, XLAAccelerator
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from zoo._cli.bounds import few_modules
 from zoo._cli.errors import CommandError, complain, say
 from zoo._cli.noise import MACHINE, quiet
 from zoo._cli.policy import import_policy
 from zoo._cli.trainer_cli import ZooCLI, build
 
-USAGE = "usage: zoo check CONFIG... [--trust PKG]   (files, or names of bundled configs)"
+USAGE = """usage: zoo check CONFIG... [--trust PKG]          each config by itself
+       zoo check --config A --config B [--KEY VALUE]  one run of a stack of configs, as `zoo fit` takes them
+A config is a file, or the name of a bundled one."""
 
 
 def run(verb: str, args: list[str], words: Sequence[str], trusted: Sequence[str]) -> int:
-    """Checks each config by itself and prints a line about it.
+    """Checks each config by itself, or a stack of configs as one run, and prints a line about each check.
 
     Args:
         verb: check.
-        args: Files or names of bundled configs.
+        args: Files or names of bundled configs; or the words that `zoo fit` takes.
         words: The whole line, for advice.
         trusted: Packages that configs may name.
 
@@ -32,19 +35,46 @@ def run(verb: str, args: list[str], words: Sequence[str], trusted: Sequence[str]
     if not args or args[0] in ("-h", "--help"):
         say(USAGE)
         return 0 if args else 2
-    if flags := [word for word in args if word.startswith("-")]:
-        raise CommandError(f"zoo check takes no {flags[0]}. {USAGE}")
     code = 0
     with import_policy(trusted), quiet(MACHINE):
-        for config in args:
+        for name, line in lines(args):
             try:
-                cli = build(partial(CheckCLI, ["fit", "--config", config]), words)
+                cli = build(partial(CheckCLI, ["fit", *line]), words)
             except CommandError as error:
-                complain(f"{config}: {str(error).removeprefix(f'{config}: ')}")
+                complain(f"{name}: {str(error).removeprefix(f'{name}: ')}")
                 code = 2
             else:
-                say(f"{config}: ok, {cli.found}")
+                say(f"{name}: ok, {cli.found}")
     return code
+
+
+def lines(args: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """What is checked: a name for each, and the words that `zoo fit` would take.
+
+    Raises:
+        CommandError: bare names and ``--config`` are mixed, or there are settings without ``--config``.
+
+    >>> lines(["a", "b"])
+    [('a', ['--config', 'a']), ('b', ['--config', 'b'])]
+    >>> lines(["--config", "a", "--config=b", "--model.lr", "1"])
+    [('a + b', ['--config', 'a', '--config=b', '--model.lr', '1'])]
+    """
+    flags = [word for word in args if word.startswith("-")]
+    if not flags:
+        return [(config, ["--config", config]) for config in args]
+    named = [word.partition("=")[0] in ("--config", "-c") for word in args]
+    if not any(named):
+        raise CommandError(f"zoo check takes no {flags[0]} without --config. {USAGE}")
+    if not args[0].startswith("-"):
+        raise CommandError(
+            f"zoo check takes either bare configs or --config, and got both: {args[0]}, --config"
+        )
+    stack = [
+        word.partition("=")[2] or args[number + 1 : number + 2][0]
+        for number, word in enumerate(args)
+        if named[number] and ("=" in word or number + 1 < len(args))
+    ]
+    return [(" + ".join(stack), list(args))]
 
 
 class CheckCLI(ZooCLI):
@@ -61,7 +91,8 @@ class CheckCLI(ZooCLI):
             super().instantiate_classes()
             self.model.trainer = self.trainer
             if is_overridden("configure_model", self.model):
-                self.model.configure_model()
+                with few_modules():
+                    self.model.configure_model()
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         data = f" on {type(self.datamodule).__name__}" if self.datamodule is not None else ""
         self.found = f"{type(self.model).__name__}{data}, {parameters:,} parameters{self.found}"

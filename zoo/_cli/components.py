@@ -9,7 +9,7 @@ import ast
 import importlib.util
 import pkgutil
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,7 @@ _ROOTS: dict[str, Kind] = {
     "Metric": "parts",
     "Module": "networks",
 }
+_GROUND = ("zoo.base", "zoo.events", "zoo.io", "zoo.rng")  # plain modules, whose names are all public
 _SHARED = ("base", "callbacks", "datamodules", "io", "metrics", "rng")  # what stands beside the rooms
 
 
@@ -68,6 +69,11 @@ def packages() -> list[str]:
     return sorted(set(found))
 
 
+def package_doc(package: str) -> str:
+    """The first line of a package's docstring."""
+    return (ast.get_docstring(_tree(package)) or "").split("\n")[0]
+
+
 def public_names() -> dict[str, dict[str, str]]:
     """Each package's public names, and the modules that define them."""
     return {package: table(_source(package)[1]) for package in packages()}
@@ -80,6 +86,11 @@ def components() -> tuple[Component, ...]:
     for package, names in public_names().items():
         for name, module in names.items():
             found.setdefault((module, name), _component(name, f"{package}.{name}", module))
+    for module in _GROUND:
+        for node in _tree(module).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                part = _component(node.name, f"{module}.{node.name}", module)
+                found[(module, node.name)] = replace(part, kind="parts")  # a base class is no model
     return tuple(sorted(found.values(), key=lambda component: component.path))
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from zoo._cli.errors import CommandError, close
 
+PACKAGE = "zoo.configs"
+
 
 def folder() -> Path:
     """Where the bundled configs are installed."""
-    return Path(str(files("zoo.configs")))
+    return Path(str(files(PACKAGE)))
 
 
 def names() -> list[str]:

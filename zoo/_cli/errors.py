@@ -3,7 +3,7 @@
 import difflib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class CommandError(SystemExit):
@@ -15,10 +15,30 @@ class CommandError(SystemExit):
 
     def __init__(self, message: str) -> None:
         super().__init__(2)
-        self.message = " ".join(str(message).split())
+        self.message = shorten(printable(" ".join(str(message).split())), 2000)
 
     def __str__(self) -> str:
         return self.message
+
+
+def printable(text: str) -> str:
+    r"""A text as one can show it: control characters, which could steer the terminal, are written out.
+
+    >>> printable("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
+def shorten(text: str, length: int = 80) -> str:
+    """A text, cut where it is longer than a message needs.
+
+    >>> shorten("abcdefgh", 6)
+    'abc...'
+    """
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def debugging() -> bool:
@@ -36,6 +56,28 @@ def complain(text: str) -> None:
     """Writes a line for the user to stderr."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def told(error: BaseException) -> str:
+    """An error's text; with its class, where the text alone says little.
+
+    >>> told(ValueError("size must be at least 1")), told(KeyError("x")), told(ValueError())
+    ('size must be at least 1', "KeyError: 'x'", 'ValueError')
+    """
+    name, text = type(error).__name__, str(error)
+    if not text:
+        return name
+    plain = isinstance(error, ValueError | TypeError | ImportError) or "Misconfiguration" in name
+    return text if plain else f"{name}: {text}"
 
 
 def close(name: str, choices: Iterable[str]) -> str:

@@ -1,179 +1,179 @@
-"""jsonargparse's messages in one line.
+"""What is wrong with a value of a config, in one line: the key that the parser got stuck at, and why.
 
-It reports a wrong value as a tree: every branch of every union on the way, a dozen lines with the cause in
-the middle. `leaves` reads the tree by its indents, and `explain` keeps the leaf that lies deepest: the branch
-that got furthest is the one that was meant.
+`zoo._cli.trace` knows the key, its value and its type. The rest is asked of them here: is a class named that
+may not be imported, that does not exist, that is of another kind? If none of these, the value is of another
+type.
 """
 
-import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+import types
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from jsonargparse._common import ImportDenied, denying_import_path_entry
+from jsonargparse._util import import_object
 
 from zoo._cli.components import components
-from zoo._cli.errors import close
+from zoo._cli.errors import close, shorten, told
+from zoo._cli.refusal import Line, refusal
+from zoo._cli.trace import Failure, class_path, given, name, place, plain
 
 
-@dataclass(frozen=True)
-class Leaf:
-    """One cause: the keys and classes that it lies in, what was wrong, and the value."""
+def explain(failure: Failure, line: Line) -> str:
+    """The one line about a failure.
 
-    keys: tuple[str, ...]
-    classes: tuple[str, ...]
-    text: str
-    value: str | None = None
-
-    @property
-    def depth(self) -> int:
-        """How far into the config the parser got."""
-        return len(self.keys) + len(self.classes)
-
-    @property
-    def key(self) -> str:
-        """The place in the config, in the form that the command line takes too."""
-        return ".init_args.".join(self.keys)
-
-    @property
-    def owner(self) -> str:
-        """Name of the innermost class."""
-        return self.classes[-1].rpartition(".")[2] if self.classes else ""
+    Args:
+        failure: Where the parser got stuck.
+        line: The command that was typed, for the advice that ends a refused import.
+    """
+    if failure.said:
+        return _arguments(failure)
+    step = failure.steps[-1]
+    value = plain(given(step.value))
+    for index, item in enumerate(value) if isinstance(value, list) else [(None, value)]:
+        if problem := class_problem(item, step.typehint, line):
+            number = "" if index is None else f"[{index + (step.offset or 0)}]"
+            return f"{failure.place}{number}: {problem}"
+    of = f" (an argument of {name(step.owner)})" if step.owner and ") ." not in failure.place else ""
+    literals = [str(word) for word in _literals(step.typehint)]
+    tail = close(value, literals) if isinstance(value, str) else ""
+    return f"{failure.place}: expected {wanted(step.typehint)}, got {shorten(str(value))}{of}{tail}"
 
 
-_KEY = re.compile(r'^Parser key "(.+?)":\s*(.*)$')
-_CLASS = re.compile(r"^Problem with given class_path '(.+)':$")
-_CALLABLE = re.compile(r"^Type .+? expects a function or a callable class: (.*)$")
-_BUILT = re.compile(r"\.? ?Got value: Namespace\(class_path='(.+?)'.*$")
-_TYPE = re.compile(
-    r"^Expected an? (?:<class '(?:.*\.)?(\w+)'>|typing\.Literal\[(.*?)\])(?:\. Got value: (.*))?$"
-)
-_NESTED = re.compile(r"^NestedArg\(key='.*?', val='?(.*?)'?\)$")
-_NOISE = re.compile(
-    r"Does not validate against|Subtypes:|Errors:|Given value type:|Expected a path but|Subclass types expect"
-    r"|a class path \(str\)|a dict |Not a valid subclass of"
-)
+def _arguments(failure: Failure) -> str:
+    """What is wrong with the arguments of a class as a whole."""
+    where, owner = place(failure.steps, then=failure.owner), name(failure.owner)
+    if match := re.search(r"^(?:Option '|unrecognized arguments: --)(.+?)(?:[='\s]|$)", failure.said):
+        inside = f"{where}.{match[1]}" if where.endswith(")") else f"{where}.init_args.{match[1]}"
+        choices = list(inspect.signature(failure.owner).parameters)
+        return f"{inside}: {owner} takes no argument {match[1]!r}{close(match[1], choices)}"
+    if match := re.search(r"^the following arguments are required: (.+)", failure.said):
+        where = where if where.endswith(")") else f"{where} ({owner})"
+        return f"{where}: missing {match[1].replace(', ', ' and ')} (`zoo show {owner}`)"
+    return f"{where}: {failure.said}"
 
 
-def leaves(message: str) -> list[Leaf]:
-    """The causes in a message of jsonargparse, in its order."""
-    stack: list[tuple[int, str, str]] = []  # (indent, "key" or "class", name), outermost first
-    found: list[Leaf] = []
+def _branches(typehint: Any) -> Iterator[Any]:
+    """The types that a type allows, those inside a list of a class included."""
+    origin = get_origin(typehint)
+    if origin is Annotated:
+        yield from _branches(get_args(typehint)[0])
+    elif origin in (Union, types.UnionType):
+        for branch in get_args(typehint):
+            yield from _branches(branch)
+    elif name(typehint) != "Tensor":  # which no config can give
+        yield typehint
 
-    def read(indent: int, text: str) -> None:
-        del stack[next((i for i, entry in enumerate(stack) if entry[0] >= indent), len(stack)) :]
-        if match := _KEY.match(text):
-            stack.append((indent, "key", match[1]))
-            text = match[2]
-        elif match := _CLASS.match(text):
-            stack.append((indent, "class", match[1]))
-            return
-        elif match := _CALLABLE.match(text):
-            if built := _BUILT.search(text):
-                stack.append((indent, "class", built[1]))
-            read(indent + 1, _BUILT.sub("", match[1]))
-            return
-        if not text or _NOISE.match(text):
-            return
-        if text.startswith("Given value: "):
-            value = _BUILT.sub("", text.removeprefix("Given value: "))
-            value = nested[1] if (nested := _NESTED.match(value)) else value
-            found[:] = [leaf if leaf.value is not None else replace(leaf, value=value) for leaf in found]
-            return
-        keys, classes = (tuple(name for _, kind, name in stack if kind == k) for k in ("key", "class"))
-        typed = _TYPE.match(text)
-        found.append(Leaf(keys, classes, text, typed[3] if typed else None))
 
-    for line in filter(str.strip, message.splitlines()):
-        read(len(line) - len(line.lstrip()), line.strip().removeprefix("- "))
+def _literals(typehint: Any) -> list[Any]:
+    return [word for b in _branches(typehint) if get_origin(b) is Literal for word in get_args(b)]
+
+
+def wanted(typehint: Any) -> str:
+    """A type in words.
+
+    >>> wanted(int | None), wanted(Literal["a", "b"] | float), wanted(list[str])
+    ('int or null', 'one of a, b or float', 'list of str')
+    """
+    literals = _literals(typehint)
+    words = ["one of " + ", ".join(str(word) for word in dict.fromkeys(literals))] if literals else []
+    words += [_word(branch) for branch in _branches(typehint) if get_origin(branch) is not Literal]
+    return " or ".join(dict.fromkeys(words))
+
+
+def _word(typehint: Any) -> str:
+    origin, inner = get_origin(typehint), get_args(typehint)
+    if typehint in (type(None), None):
+        return "null"
+    if origin is not None and _is_callable(origin):
+        made = _made(typehint)
+        return (
+            f"a function or class that makes {'an' if name(made)[0] in 'AEIO' else 'a'} {name(made)}"
+            if made
+            else "a function"
+        )
+    if isinstance(origin, type) and inner and issubclass(origin, list | set | frozenset | types.GenericAlias):
+        return f"{origin.__name__} of {wanted(inner[0])}"
+    return name(origin or typehint)
+
+
+def _is_callable(origin: Any) -> bool:
+    return isinstance(origin, type) and issubclass(origin, Callable)  # type: ignore[arg-type]
+
+
+def _made(typehint: Any) -> Any:
+    """The class that a ``Callable[..., Class]`` makes."""
+    inner = get_args(typehint)
+    return inner[-1] if inner and isinstance(inner[-1], type) else None
+
+
+def _classes(typehint: Any) -> list[type]:
+    """The classes of which a config may name a subclass where this type belongs; `object`: any function."""
+    found: list[type] = []
+    for branch in _branches(typehint):
+        origin, inner = get_origin(branch), get_args(branch)
+        if origin is not None and _is_callable(origin):
+            found.append(_made(branch) or object)
+        elif inner and isinstance(origin, type):
+            found += [cls for part in inner if part is not Ellipsis for cls in _classes(part)]
+        elif isinstance(branch, type) and branch.__module__ not in ("builtins", "datetime", "pathlib"):
+            found.append(branch)
     return found
 
 
-def explain(message: str, retry: str = "") -> str:
-    r"""The one line that matters in a message of jsonargparse.
-
-    Args:
-        message: What the parser said.
-        retry: The command that the user typed, for the advice that ends a refused import.
-
-    >>> explain('Parser key "trainer.max_epochs":\n  Expected a <class \'int\'>. Got value: many')
-    'trainer.max_epochs: expected int, got many'
-    """
-    found = leaves(message) if 'Parser key "' in message else []
-    if not found:
-        return message
-    depth = max(leaf.depth for leaf in found)
-    deepest = [leaf for leaf in found if leaf.depth == depth]
-    # A type that does not match says less than anything else that a branch of the same depth has to say.
-    best = next((leaf for leaf in deepest if not _TYPE.match(leaf.text)), deepest[0])
-    where = f"{best.key}: "
-    if match := re.search(r"Importing '(.+?)' is not allowed, denied by the '(.+?)' entry", best.text):
-        return where + refusal(match[1], match[2], retry)
-    if match := re.search(r"^Option '(.+?)' is not accepted", best.text):
-        return _unknown_argument(best, match[1])
-    if match := re.search(r"^module '(.+?)' has no attribute '(.+?)'", best.text):
-        names = dir(sys.modules[match[1]]) if match[1] in sys.modules else []
-        return f"{where}there is no {match[2]} in {match[1]}{close(match[2], names)}"
-    if re.search(r"does not correspond to a subclass of (\w+)", best.text):
-        return f"{where}{best.value} is no {best.text.split()[-1]}"
-    if match := re.search(r"^Expected '(.+?)' to be a subclass of <class '(.+?)'>", best.text):
-        return f"{where}{match[1]} is no {match[2]}"
-    types = [match for leaf in deepest if (match := _TYPE.match(leaf.text))]
-    if match := re.search(r"^Expected a dot import path string: (.+)$", best.text):
-        if all(named[1] == "NoneType" for named in types):
-            return where + unknown_class(match[1])
-    elif not _TYPE.match(best.text):
-        return where + best.text
-    # All that is left is a value of another type; a number is meant where a union has a class as well.
-    kinds = [{"NoneType": "null"}.get(named[1], named[1]) for named in types if named[1]]
-    literals = [word.strip().strip("'") for named in types if named[2] for word in named[2].split(",")]
-    wanted = (["one of " + ", ".join(dict.fromkeys(literals))] if literals else []) + list(
-        dict.fromkeys(kinds)
-    )
-    value = next((leaf.value for leaf in deepest if leaf.value is not None), "a value of another type")
-    of = f" (an argument of {best.owner})" if best.owner and len(best.classes) == len(best.keys) - 1 else ""
-    tail = close(value, literals)
-    return f"{where}expected {' or '.join(wanted)}, got {value}{of}{tail}"
-
-
-def refusal(path: str, entry: str, retry: str) -> str:
-    """Why a class is not imported, and the command that allows it where that makes sense.
-
-    Args:
-        path: The import path.
-        entry: The entry of the deny-list that it falls under.
-        retry: The command that the user typed.
-    """
-    package = path.split(".")[0]
-    if entry != "*":
-        return f"{path} is refused: configs and checkpoints never import {entry}"
-    here = Path(package).is_dir() or Path(f"{package}.py").is_file()
-    if not here and importlib.util.find_spec(package) is None:
-        return f"{path}: there is no module named {package!r} here"
-    return (
-        f"{path} is not imported, since configs name parts of the zoo, torch.nn, torch.optim, torchmetrics "
-        f"and Lightning only. If you trust {package}, run: {retry} --trust {package}"
-    )
+def class_problem(item: Any, typehint: Any, line: Line) -> str | None:
+    """What is wrong with the class that an item names; None if nothing is, or if it names none."""
+    classes = _classes(typehint)
+    path = class_path(item)
+    if not classes or (isinstance(item, dict) and "class_path" not in item):
+        return None
+    if not path:
+        named = isinstance(item, dict)
+        return (
+            f"expected the path of a class as class_path, got {shorten(str(item['class_path']))}"
+            if named
+            else None
+        )
+    if "." not in path:
+        words = any(branch in (str, int, float, bool) for branch in _branches(typehint))
+        fits = any(
+            path in (child.__name__ for child in (base, *_subclasses(base)))
+            for base in classes
+            if base is not object
+        )
+        return None if words or fits else unknown_class(path)
+    if not all(part.isidentifier() for part in path.split(".")):
+        return f"{shorten(path)} is no path of a class (zoo.flow.MeanFlow is one)"
+    if entry := denying_import_path_entry(path):
+        return refusal(path, entry, line)
+    try:
+        found = import_object(path)
+    except ImportDenied:  # of where it is defined, not of where it is named
+        return f"{path} is refused: configs and checkpoints never import what it stands for"
+    except (ModuleNotFoundError, AttributeError):
+        module, _, last = path.rpartition(".")
+        names = dir(sys.modules[module]) if module in sys.modules else []
+        return f"there is no {last} in {module}{close(last, names)}"
+    except Exception as error:
+        return f"{path} cannot be imported: {told(error)}"
+    kinds = [kind for kind in classes if kind is not object]
+    if len(kinds) < len(classes) or not isinstance(found, type) or issubclass(found, tuple(kinds)):
+        return None
+    return f"{path} is no {' or '.join(kind.__name__ for kind in kinds)}"
 
 
 def unknown_class(name: str) -> str:
     """A short name that no imported class of the wanted kind has."""
     known = loaded_classes()
+    short = shorten(name)
     if name in known:
         return f"{name} ({known[name]}) is of another kind than belongs here"
     return (
-        f"no class is named {name!r}{close(name, known)} (short names are those of the zoo, Lightning and "
+        f"no class is named {short!r}{close(name, known)} (short names are those of the zoo, Lightning and "
         "torch; any other class goes by its full path, my_module.MyClass)"
     )
-
-
-def _unknown_argument(leaf: Leaf, option: str) -> str:
-    where = ".init_args.".join((*leaf.keys, option))
-    owner = _imported(leaf.classes[-1]) if leaf.classes else None
-    choices = list(inspect.signature(owner).parameters) if owner is not None else []
-    return f"{where}: {leaf.owner or 'it'} takes no argument {option!r}{close(option, choices)}"
 
 
 def loaded_classes() -> dict[str, str]:
@@ -201,9 +201,3 @@ def _subclasses(*bases: type) -> Iterator[type]:
                 seen.add(child)
                 todo.append(child)
                 yield child
-
-
-def _imported(path: str) -> Any | None:
-    """The class at ``path`` if its module is imported already; nothing is imported for an error message."""
-    module, _, name = path.rpartition(".")
-    return getattr(sys.modules.get(module), name, None)

@@ -76,13 +76,17 @@ def denied_modules() -> list[str]:
 
 @contextmanager
 def import_policy(trusted: Sequence[str]) -> Iterator[None]:
-    """Within the block, parsing imports the allow-list and ``trusted`` only, and no config from the network.
+    """Within the block, parsing imports the allow-list and ``trusted`` only, under `bounds`.
+
+    No config comes from the network.
 
     Trust also puts the current folder at the *end* of ``sys.path``, so that a user's own file is found and
     shadows nothing. The settings before are restored at the end.
     """
     import jsonargparse
     from jsonargparse import _common, _optionals
+
+    from zoo._cli.bounds import bounded
 
     # jsonargparse has setters only; a run inside another program must leave the program's own policy as it
     # was.
@@ -99,7 +103,8 @@ def import_policy(trusted: Sequence[str]) -> Iterator[None]:
         )
         if add_folder:
             sys.path.append(folder)
-        yield
+        with bounded():
+            yield
     finally:
         _common.parsing_settings.clear()
         _common.parsing_settings.update(before)

@@ -4,24 +4,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
 
-from zoo._cli.errors import CommandError
+from zoo._cli.errors import CommandError, told
+from zoo._cli.trace import plain
 
 # Settings that are a class or, for some, a word such as "ddp". A class that is refused must not become a
 # word.
 _CLASS_OR_WORD = ("accelerator", "strategy", "logger", "profiler", "plugins", "callbacks")
-
-
-def plain(value: Any) -> Any:
-    """A config as dicts, lists and leaves."""
-    if isinstance(value, Namespace):
-        return {key: plain(item) for key, item in vars(value).items()}
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
 
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -127,7 +116,22 @@ def try_optimizers(model: Any) -> None:
             owner = subject if subject is not None else built.get(parent, torch.optim.AdamW(parameters))
             try:
                 made = instantiate_class(owner, node | {"init_args": node.get("init_args") or {}})
-            except (ValueError, TypeError) as error:
-                raise CommandError(f"{path} ({class_path.rsplit('.', 1)[-1]}): {error}") from error
+            except Exception as error:  # a number out of range can be any of a dozen errors
+                raise CommandError(f"{path} ({class_path.rsplit('.', 1)[-1]}): {told(error)}") from error
             if not is_schedule:
                 built[parent] = made
+            _check_range(f"{path} ({class_path.rsplit('.', 1)[-1]})", owner if is_schedule else made)
+
+
+def _check_range(where: str, optimizer: torch.optim.Optimizer) -> None:
+    """Refuses rates that parameters of float32 cannot be multiplied by: an update, some way on, would fail.
+
+    Raises:
+        CommandError: an option of the optimizer, its schedule's included, is no finite float32.
+    """
+    largest = torch.finfo(torch.float32).max
+    for group in optimizer.param_groups:
+        floats = {name: value for name, value in group.items() if isinstance(value, float)}
+        if wrong := {name: value for name, value in floats.items() if not abs(value) <= largest}:
+            name, value = max(wrong.items(), key=lambda item: abs(item[1]))
+            raise CommandError(f"{where}: {name} is {value}, and a float32 ends at {largest:.3g}")

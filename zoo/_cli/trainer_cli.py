@@ -9,6 +9,7 @@ line; a run has a folder ``runs/<config>/version_N`` of its own. It builds in it
 import importlib
 import os
 import re
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,12 +27,14 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo._cli import configs
+from zoo._cli.bounds import few_modules, read_config, refuse_processes
 from zoo._cli.components import public_names
-from zoo._cli.errors import CommandError, close, complain
-from zoo._cli.explain import refusal
+from zoo._cli.errors import CommandError, close, complain, told
 from zoo._cli.interrupt import Interrupt
 from zoo._cli.logger import RunLogger
+from zoo._cli.offline import fetch, refused
 from zoo._cli.parser import OneLineParser
+from zoo._cli.refusal import Line, files_on, refusal
 from zoo._cli.report import command
 from zoo._cli.runs import CONFIG_FILE, Resume, is_run, saves, starts_others
 from zoo._cli.spec import differences, find_class, refuse_words, try_optimizers
@@ -39,7 +42,6 @@ from zoo.callbacks import WSDS, ExactResume, UpdateBar
 from zoo.io import AtomicCheckpointIO, load_checkpoint
 
 CLI = TypeVar("CLI", bound="ZooCLI")
-USER_ERRORS = (ValueError, TypeError, ImportError, MisconfigurationException)
 SETUP_ERRORS = (ValueError, ImportError, OSError, MisconfigurationException)
 _TRUST = "--trust PKG[,PKG], anywhere on the line, lets configs name classes of PKG."
 _UNTRAINED = "Without --ckpt_path it needs --untrained: the weights that the model is built with."
@@ -74,12 +76,11 @@ def import_components() -> None:
 
 @contextmanager
 def one_line(where: str = "") -> Iterator[None]:
-    """Turns the errors that a user can put right into a `CommandError`; others keep their traceback."""
+    """Turns what is raised in parsing and building into a `CommandError`; ZOO_DEBUG=1 shows its traceback."""
     try:
         yield
-    except USER_ERRORS as error:
-        text = str(error) or type(error).__name__
-        raise CommandError(f"{where}{text}") from error
+    except Exception as error:
+        raise CommandError(f"{where}{refused(error) or told(error)}") from error
 
 
 def refusing_function(error: BaseException) -> tuple[BaseException, str | None]:
@@ -106,6 +107,7 @@ class ConfigFile(ActionConfigFile):
             ActionConfigFile.apply_config(parser, cfg, dest, value)
             return
         file = str(configs.find(value))
+        read_config(Path(file))  # a file that is too large, or no text, is said before it is read as YAML
         try:
             ActionConfigFile.apply_config(parser, cfg, dest, file)
         except CommandError as error:
@@ -159,15 +161,20 @@ class Begun(Callback):
         """A batch is done."""
         self.passed = True
 
-    def is_users(self, error: BaseException) -> bool:
-        """Whether an error is one to put right: of the setting up, or the zoo's own word on a first batch."""
-        if not self.asked:
+    def is_users(self, error: BaseException, trusted: Sequence[str]) -> bool:
+        """Whether an error is one to put right by another config, and needs no traceback.
+
+        From the second batch on none is. Before, every error is, unless code of the user's own packages is on
+        the way: then it is one to debug, but for what that code says of the setting up, and for the zoo's own
+        word on what it was given.
+        """
+        if self.passed:
+            return False
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        modules = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame in frames]
+        if not {package.partition(".")[0] for package in trusted} & set(modules):
             return True
-        where = error.__traceback__
-        while where is not None and where.tb_next is not None:
-            where = where.tb_next
-        module = "" if where is None else str(where.tb_frame.f_globals.get("__name__", ""))
-        return not self.passed and module.partition(".")[0] == "zoo"
+        return isinstance(error, SETUP_ERRORS) and (not self.asked or modules[-1] == "zoo")
 
 
 class ZooParser(OneLineParser, LightningArgumentParser):
@@ -177,6 +184,8 @@ class ZooParser(OneLineParser, LightningArgumentParser):
 class ZooCLI(LightningCLI):
     """LightningCLI that builds in its constructor and runs in `start`."""
 
+    fetched: Path | None = None  # the checkpoint, where the config gives its address
+
     def __init__(
         self,
         args: list[str],
@@ -184,6 +193,8 @@ class ZooCLI(LightningCLI):
         resume: Resume | None = None,
         untrained: bool = False,
     ) -> None:
+        self.trusted = trusted
+        self.downloads = tempfile.TemporaryDirectory(prefix="zoo-")
         self.trust = ["--trust", ",".join(trusted)] if trusted else []
         self.resume = resume
         self.untrained = untrained
@@ -210,16 +221,26 @@ class ZooCLI(LightningCLI):
         )
         return parser
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        """A verb's parser; Lightning's text on ``weights_only`` advises what is refused here."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for action in parser._actions:
+            if action.dest == "weights_only":
+                action.help = "Checkpoints are always read as tensors and plain values; false is refused."
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses. ``sys.argv`` stays as it is: a ddp relaunch repeats the whole line, trust included."""
+        OneLineParser.line = Line(OneLineParser.retry, files_on(args), Path.cwd())
         self.config = parser.parse_args(args)
+        refuse_processes(self._sub("trainer"))
         for key, text in refuse_words(self._sub("trainer")):
             match = re.search(r"""class_path['"]?\s*:\s*['"]?([\w.]+)""", text)
             path = match[1] if match else text
             entry = denying_import_path_entry(path)
             if entry is None:
                 raise CommandError(f"{key}: {path} does not fit here (zoo fit --{key}.help)")
-            raise CommandError(f"{key}: {refusal(path, entry, OneLineParser.retry)}")
+            raise CommandError(f"{key}: {refusal(path, entry, OneLineParser.line)}")
 
     def _sub(self, key: str) -> Any:
         """A value of the subcommand's config."""
@@ -230,13 +251,17 @@ class ZooCLI(LightningCLI):
         path = str(self.resume_from or self._sub("ckpt_path") or "")
         if self.config.subcommand != "fit" and path in ("best", "last"):
             path = self._checkpoint_of_run(path)
-        if not path or "://" in path or path in _CKPT_WORDS:
+        if not path or path in _CKPT_WORDS:
             return
+        if "://" in path:
+            self.fetched = fetch("ckpt_path", path, self.downloads)
+            path = str(self.fetched)
         if not Path(path).exists():
             near = [str(file) for file in Path(path).parent.glob("*.ckpt")]
             raise CommandError(f"ckpt_path: there is no file {path}{close(path, near)}")
         if Path(path).is_file():  # a folder is a sharded checkpoint, which its strategy reads
             checkpoint = load_checkpoint(path, lazy=True)
+            self._check_complete(path, checkpoint)
             if self.config.subcommand == "fit":
                 self._check_start(path, checkpoint)
             saved = checkpoint.get("hyper_parameters", {})
@@ -257,6 +282,17 @@ class ZooCLI(LightningCLI):
             raise CommandError(f"ckpt_path: {run} holds no checkpoint")
         self.config[self.config.subcommand].ckpt_path = str(found[0].path)
         return str(found[0].path)
+
+    def _check_complete(self, path: str, checkpoint: dict[str, Any]) -> None:
+        """Refuses a file that lacks what Lightning reads without looking whether it is there."""
+        needed = ["pytorch-lightning_version", "state_dict"]
+        if self.config.subcommand == "fit" and "merged" not in checkpoint:
+            needed += ["epoch", "global_step", "loops", "optimizer_states", "lr_schedulers"]
+        if lacking := [key for key in needed if key not in checkpoint]:
+            raise CommandError(
+                f"ckpt_path: {path} is no checkpoint that a Trainer saved to be gone on from: it lacks "
+                f"{', '.join(lacking)}. Weights alone can start a run of the zoo's models: --model.init_from"
+            )
 
     def _check_start(self, path: str, checkpoint: dict[str, Any]) -> None:
         """Refuses to fit on from what is no state, or has made all updates: Lightning would end at once."""
@@ -297,13 +333,14 @@ class ZooCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Builds everything; a function of the config that refuses its arguments is named like a class."""
         try:
-            super().instantiate_classes()
-        except USER_ERRORS as error:
+            with few_modules():
+                super().instantiate_classes()
+        except Exception as error:
             cause, name = refusing_function(error)
             if name is None:
                 raise
             key = find_class(self.config[self.subcommand], name) or name
-            raise CommandError(f"{key} ({name}): {cause}") from error
+            raise CommandError(f"{key} ({name}): {refused(error) or told(cause)}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with the run's own logger where the user has none, `ExactResume` and `UpdateBar`."""
@@ -383,6 +420,8 @@ class ZooCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         kwargs["weights_only"] = True  # Lightning itself leaves http(s) paths unprotected
+        if self.fetched is not None:
+            kwargs["ckpt_path"] = str(self.fetched)
         if self.resume is not None:
             kwargs["ckpt_path"] = str(self.resume_from)
         return kwargs
@@ -406,7 +445,7 @@ class ZooCLI(LightningCLI):
                 self.trainer.fit(**(kwargs | {"ckpt_path": path}))
 
     def start(self) -> None:
-        """Runs the verb. Errors of the program, and all from the second batch on, keep their traceback.
+        """Runs the verb. Errors of the user's own code keep their traceback, and so do all after a batch.
 
         Raises:
             CommandError: a part cannot be set up (a file is missing), or a part of the zoo refuses the first
@@ -416,9 +455,9 @@ class ZooCLI(LightningCLI):
         try:
             super()._run_subcommand(str(self.subcommand))
             self._next_legs()
-        except SETUP_ERRORS as error:
-            if not self.begun.is_users(error):
+        except Exception as error:
+            if not self.begun.is_users(error, self.trusted):
                 raise
             if self.resume is None and isinstance(self.trainer.logger, RunLogger):
                 self.trainer.logger.discard()
-            raise CommandError(str(error) or type(error).__name__) from error
+            raise CommandError(refused(error) or told(error)) from error

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from zoo._cli import configs
-from zoo._cli.components import Argument, Component, components
+from zoo._cli.components import Argument, Component, components, package_doc, packages
 from zoo._cli.errors import CommandError, close, say
 
 _TITLES = {
@@ -51,10 +51,17 @@ def show(name: str) -> None:
     """Explains a component (docstring, arguments, YAML to paste) or prints a bundled config.
 
     Args:
-        name: A class or function (MeanFlow, or zoo.flow.MeanFlow), or a bundled config (quickstart).
+        name: A class or function (MeanFlow, or zoo.flow.MeanFlow), a package (zoo.flow), or a bundled config
+            (quickstart).
     """
     if name in configs.names():
         say((configs.folder() / f"{name}.yaml").read_text(encoding="utf-8").rstrip())
+        return
+    if name == configs.PACKAGE:
+        list_names("configs")
+        return
+    if name in packages():
+        list_package(name)
         return
     found = [c for c in components() if name in (c.name, c.path, f"{c.module}.{c.name}")]
     if not found:
@@ -62,6 +69,16 @@ def show(name: str) -> None:
         raise CommandError(f"nothing is named {name!r}{close(name, known)} (`zoo list` names them all)")
     for component in found:
         say(describe(component))
+
+
+def list_package(package: str) -> None:
+    """Prints what a package is for and what it offers, a line each."""
+    parts = [part for part in components() if part.path.rpartition(".")[0] == package]
+    width = max(len(part.name) for part in parts)
+    say(f"{package}: {package_doc(package)}")
+    say()
+    for part in parts:
+        say(f"  {part.name:<{width}}  {part.summary}".rstrip())
 
 
 def copy(name: str, dest: Path | None = None) -> None:

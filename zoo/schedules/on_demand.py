@@ -9,7 +9,8 @@ where it has settled, waiting adds river only (Marin 8B, report of 2025).
 import math
 from typing import Literal
 
-from zoo.schedules.schedule import Schedule, Touches
+from zoo.schedules.schedule import Schedule
+from zoo.schedules.segments import Touches
 from zoo.schedules.shapes import Shape, check_shape
 
 

@@ -13,7 +13,7 @@ from zoo.callbacks._budget_files import BudgetFiles
 from zoo.callbacks._owned_rates import OwnedRates
 from zoo.callbacks.lr_schedule import LRSchedule, State
 from zoo.events import record, run_folder
-from zoo.schedules import DecayOnDemand, Leg, RunSchedule, Schedule
+from zoo.schedules import Budget, DecayOnDemand, Leg, RunSchedule, Schedule
 
 
 class WSDS(LRSchedule):
@@ -153,11 +153,13 @@ class WSDS(LRSchedule):
         parent = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
         passed = self._files.ledger if self._going_on else []
         self._files = BudgetFiles(self.name, folder, parent, passed, self.state_key)
-        saved = self._saved
-        if saved is not None:
-            self._files.join(saved["files"])
-            budgets = Schedule.from_json(saved["road"]).budgets
-            self._files.complete(trainer, [b for b in budgets if b.post <= saved["step"]])
+        budgets: list[Budget] = []
+        if self._saved is not None:
+            self._files.join(self._saved["files"])
+            made = Schedule.from_json(self._saved["road"]).budgets
+            budgets = [budget for budget in made if budget.post <= self._saved["step"]]
+        if not self._going_on and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._files.complete(trainer, budgets)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares the schedule with the past, and sets the first learning rate."""

@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from zoo.callbacks._budget_files import BudgetFiles
+from zoo.callbacks._lr_schedule import LRSchedule, State
 from zoo.callbacks._owned_rates import OwnedRates
-from zoo.callbacks.lr_schedule import LRSchedule, State
 from zoo.events import record, run_folder
 from zoo.schedules import Budget, DecayOnDemand, Leg, RunSchedule, Schedule
 

@@ -18,7 +18,7 @@ from zoo._cli.policy import import_policy
 from zoo._cli.stepped import stepped
 from zoo._cli.trainer_cli import build
 from zoo.callbacks import LRSchedule
-from zoo.callbacks.lr_schedule import two_owners
+from zoo.callbacks._lr_schedule import two_owners
 from zoo.events import shown
 from zoo.schedules import RunSchedule, Schedule
 from zoo.schedules.plot import ascii_plot, save_plot

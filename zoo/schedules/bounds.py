@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import digamma
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,8 @@ def _last_term(
     Within a step of n updates at factor v, with S and Q after it, Q_k = v S_k + c for c = Q - v S, and the
     sum has a closed form: c (1 / S - 1 / (S + n v)) + v (psi(S / v + n) - psi(S / v)).
     """
+    from scipy.special import digamma
+
     after, left = sums[1:], squares[1:]
     value, count = values[:-1], held[:-1]
     rest = left - value * after

@@ -5,7 +5,6 @@ config are ignored on a resume; here the learning rate is a function of the upda
 says what was done, so that the past can be compared and the future changed.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 
 from zoo.callbacks._only_one import only_one
 from zoo.callbacks._owned_rates import OwnedRates, changed_arguments, shown_rates
+from zoo.callbacks._run_length import last_update, run_length, several_optimizers
 from zoo.events import record, shown
 from zoo.schedules import RunSchedule, Schedule
 
@@ -335,31 +335,6 @@ class LRSchedule(Callback):
             trainer.should_stop = True
 
 
-def last_update(trainer: Trainer) -> tuple[float, str]:
-    """Updates at which the Trainer's limits end a run, infinite if none does, and the limit's name."""
-    epochs, steps = trainer.max_epochs, trainer.max_steps
-    total = trainer.estimated_stepping_batches
-    if total < 0:  # data of unknown length, and no max_steps
-        return math.inf, "the Trainer"
-    by_steps = steps >= 0 and total == steps
-    return total, f"max_steps {steps}" if by_steps or epochs is None else f"max_epochs {epochs}"
-
-
-def run_length(trainer: Trainer) -> int:
-    """The number of updates of a run, by the Trainer's limits.
-
-    Raises:
-        ValueError: the run has no end, or its data no length.
-    """
-    stop = last_update(trainer)[0]
-    if math.isinf(stop):
-        raise ValueError(
-            "the schedule is as long as the run, and the run has no length: give trainer.max_steps, or "
-            "max_epochs with data whose number of batches is known, or give the schedule updates"
-        )
-    return int(stop)
-
-
 def two_owners(owner: type[LRSchedule], module: LightningModule, configs: Sequence[LRSchedulerConfig]) -> str:
     """What is said where a module also has schedulers."""
     names = ", ".join(type(config.scheduler).__name__ for config in configs)
@@ -367,8 +342,3 @@ def two_owners(owner: type[LRSchedule], module: LightningModule, configs: Sequen
         f"the learning rate has two owners, {owner.__name__} and {names} of {type(module).__name__}: "
         "leave out the module's scheduler (--model.lr_scheduler null), or this callback"
     )
-
-
-def several_optimizers(trainer: Trainer) -> bool:
-    """Whether ``global_step`` is the sum over several optimizers."""
-    return not trainer.lightning_module.automatic_optimization and len(trainer.optimizers) > 1

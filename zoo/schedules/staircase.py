@@ -13,6 +13,7 @@ from zoo.schedules.schedule import Schedule
 _EXACT = 1 << 14  # updates up to which each has its own step
 _TAIL = 1 << 12  # updates at the end of a longer run that have
 _SHARE = 1 << 11  # a step's distance from the end over its length, at least
+_PARTS = 1 << 10  # steps of a ramp, at least
 
 
 def staircase(schedule: Schedule, stop: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -30,8 +31,10 @@ def staircase(schedule: Schedule, stop: int) -> tuple[NDArray[np.float64], NDArr
     distances = [*range(_TAIL + 1)]
     while distances[-1] < stop:
         distances.append(distances[-1] + distances[-1] // _SHARE)
-    inside = [segment.start for segment in schedule.segments if segment.start < stop]
-    inside += [schedule.end] if schedule.end < stop else []
-    edges = np.unique([*inside, *(stop - distance for distance in distances if distance < stop), 0, stop])
-    lengths = np.diff(edges)
-    return schedule.factors_at(edges[:-1] + (lengths - 1) / 2), lengths
+    edges = [0, stop, schedule.end, *(stop - distance for distance in distances)]
+    for segment in schedule.segments:
+        parts = 1 if segment.is_constant else min(len(segment), _PARTS)
+        edges += [segment.start + len(segment) * part // parts for part in range(parts)]
+    places = np.unique([edge for edge in edges if 0 <= edge <= stop])
+    lengths = np.diff(places)
+    return schedule.factors_at(places[:-1] + (lengths - 1) / 2), lengths

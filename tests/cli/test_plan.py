@@ -98,6 +98,33 @@ def test_a_scheduler_of_the_module(zoo, workspace):
     assert run.code == 2 and "two owners, WSDS and OneCycleLR of MeanFlow: leave out" in run.err
 
 
+PRETRAINED = """
+trainer: {accelerator: cpu, max_epochs: -1, callbacks: [{class_path: WSDS, init_args: {schedule: {class_path:
+  zoo.schedules.wsds, init_args: {budgets: [20, 40]}}}}]}
+model: {class_path: CausalLM, init_args: {pretrained: saved}}
+data: {class_path: Text, init_args: {context: 16}}
+"""
+
+
+def test_a_pretrained_model_is_checked_and_planned_without_its_weights(zoo, workspace):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).save_pretrained("saved")
+    Path("saved/model.safetensors").write_bytes(b"never read")
+    Path("tuned.yaml").write_text(PRETRAINED)
+    run = zoo("check", "tuned.yaml")
+    assert (run.code, run.err) == (0, "")
+    assert run.out.startswith("tuned.yaml: ok, CausalLM on Text, 12,208 parameters")
+    run = zoo("plan", "tuned.yaml")
+    assert run.code == 0 and run.out.startswith("tuned.yaml: 40 updates in all")
+    Path("tuned.yaml").write_text(PRETRAINED.replace("saved", "some/repo"))
+    for verb in ("check", "plan"):
+        run = zoo(verb, "tuned.yaml")
+        assert run.code == 2 and run.err.count("\n") == 1
+        assert "pretrained='some/repo' is no local folder" in run.err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -10,7 +10,19 @@ import yaml
 from bundled import FOLDER, NAMES
 from torch.optim.lr_scheduler import OneCycleLR
 
-from zoo.schedules import RunSchedule, Schedule, Segment, constant, cosine, one_cycle, wsd, wsds, wsm
+from zoo.schedules import (
+    DecayOnDemand,
+    RunSchedule,
+    Schedule,
+    ScheduleLR,
+    Segment,
+    constant,
+    cosine,
+    one_cycle,
+    wsd,
+    wsds,
+    wsm,
+)
 
 
 def torch_rates(updates: int, **options: float) -> list[float]:
@@ -78,6 +90,13 @@ def test_as_long_as_the_run(make) -> None:
         make(warmup=300).for_run(200)
 
 
+def test_a_scheduler_needs_a_length() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    assert ScheduleLR(optimizer, cosine(10)).get_last_lr() == [0.9 * (1 + np.cos(np.pi / 10)) / 2 + 0.1]
+    with pytest.raises(ValueError, match="does not know how long the run is: give the schedule its updates"):
+        ScheduleLR(optimizer, cosine())
+
+
 @pytest.mark.parametrize(
     "plan", [one_cycle(333), wsd([100, 200], 10), wsm([100], 10, window=0.6, snapshots=4), cosine(50)]
 )
@@ -117,6 +136,7 @@ def test_whole_numbers_of_any_type(kind) -> None:
         ),
         (lambda: cosine(20, min_ratio=2.0), "min_ratio must be a share of the peak"),
         (lambda: wsm([20], window=0.6, snapshots=4, min_ratio=1.5), "min_ratio must be a share of the peak"),
+        (lambda: DecayOnDemand(min_ratio=1.5), "min_ratio must be a share of the peak"),
         (lambda: wsds([20], min_ratio=float("nan")), "min_ratio must be a share of the peak"),
     ],
 )

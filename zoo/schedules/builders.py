@@ -10,6 +10,16 @@ of these functions):
   E_i = T_i plus the d_j before it, which is what `wsd` has computed by then.
 * `cyclic_cosine`: falls from T_(i-1) + warm-up to T_i, and warms up again; T_n updates.
 * `wsm`: never falls; the model is a mean of snapshots before T_i; T_n updates.
+
+Which end of a ramp has an update of its own differs by library. With a warm-up of W, a decay of D and updates
+counted from 0 (`tests/schedules/test_peers.py` has them all, equal to rounding):
+
+* transformers, optax, Levanter, lingua, nanotron, and Megatron-LM (which counts samples): k / W, and j / D
+  for number j of the decay: ``touches: start``.
+* OLMo-core: (k + 1) / W and (j + 1) / D, as steps are counted from 1 and a boundary belongs to the period
+  before it: ``touches: end``, the default, with ``decay_of: period``. To zero, its last update does nothing;
+  ours aim one update further.
+* torchtitan: (k + 1) / W, and a decay of D that is ours of D - 1 updates to ``min_ratio: 0``.
 """
 
 from collections.abc import Sequence

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from zoo._lazy import attach
 
 if TYPE_CHECKING:
+    from zoo.callbacks._lr_schedule import LRSchedule as LRSchedule
     from zoo.callbacks.ema_gap import EMAGap as EMAGap
     from zoo.callbacks.exact_resume import ExactResume as ExactResume
     from zoo.callbacks.loss_curve import LossCurve as LossCurve

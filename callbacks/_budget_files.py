@@ -1,16 +1,17 @@
 """The checkpoints of a schedule's budgets, and the ledger that says which is what."""
 
 from collections.abc import Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from zoo.events import record, shown
-from zoo.io import save_tensors
+from zoo.io import load_checkpoint, save_tensors
 from zoo.schedules import merge_checkpoints, weights_of
-from zoo.schedules.ledger import Entry, Kind, write_ledger
-from zoo.schedules.schedule import Budget
+from zoo.schedules.ledger import Entry, Kind, read_ledger, write_ledger
+from zoo.schedules.segments import Budget, Merge
 
 
 class BudgetFiles:
@@ -21,10 +22,13 @@ class BudgetFiles:
         folder: Where they go, the same on all processes.
         parent: The checkpoint that the run went on from; None from scratch.
         ledger: What earlier runs on the way have saved.
+        state_key: Where checkpoints hold the state of the callback that saves them.
     """
 
-    def __init__(self, name: str, folder: Path, parent: str | None, ledger: list[Entry]) -> None:
-        self.name, self.folder = name, folder
+    def __init__(
+        self, name: str, folder: Path, parent: str | None, ledger: list[Entry], state_key: str
+    ) -> None:
+        self.name, self.folder, self.state_key = name, folder, state_key
         self.parent = None if parent is None else self.relative(parent)
         self.ledger = ledger
 
@@ -95,6 +99,60 @@ class BudgetFiles:
         trainer.strategy.barrier()
         self._tell(trainer, entry)
 
+    def complete(self, trainer: Trainer, budgets: Sequence[Budget]) -> None:
+        """Makes up for what a kill has left undone in this folder: rows of the ledger, and merges.
+
+        Args:
+            trainer: The Trainer, which goes on from a checkpoint of this folder or of another.
+            budgets: Those that the run has passed.
+        """
+        if trainer.is_global_zero and self.folder.is_dir():
+            listed = {entry.path for entry in read_ledger(self.folder)}
+            for path in sorted(self.folder.glob(f"{escape(self.name)}-budget*-p*-step*.ckpt")):
+                if path.name not in listed:
+                    self._list(trainer, path)
+            for budget in budgets:
+                if budget.merge is not None:
+                    self._complete_merge(trainer, budget, budget.merge)
+        self.ledger = trainer.strategy.broadcast(self.ledger)
+
+    def _list(self, trainer: Trainer, path: Path) -> None:
+        """Adds a checkpoint of this folder to the ledger, by the entry that it holds itself."""
+        try:
+            checkpoint = load_checkpoint(path, lazy=True)
+        except ValueError as error:
+            record(trainer, "checkpoint_damaged", f"{self.name}: {error} Remove it.", path=str(path))
+            return
+        state = checkpoint.get("callbacks", {}).get(self.state_key, {"files": {"ledger": []}})["files"]
+        own = [entry for entry in state["ledger"] if entry["path"] == path.name]
+        if own:  # else it is no checkpoint of ours
+            write_ledger(self.folder, [Entry(**entry) for entry in own])
+            text = f"{self.name}: {shown(path)} was missing in the ledger"
+            record(trainer, "ledger_completed", text, path=str(path))
+
+    def _complete_merge(self, trainer: Trainer, budget: Budget, merge: Merge) -> None:
+        """Makes the merged model of a budget that was not made, from the run's own files."""
+        listed = {entry.path: entry for entry in read_ledger(self.folder)}
+        path = self._path("merged", budget.updates, merge.end)
+        before = listed.get(self._path("pre", budget.updates, merge.end))
+        if path in listed or before is None or not (self.folder / before.path).is_file():
+            return  # made (and removed since, maybe), or the run of another folder
+        missing = [at for at in merge.steps[:-1] if self._snapshot(at) is None]
+        if missing:
+            text = f"{self.name}: budget {budget.updates} was never merged, and snapshots of the updates "
+            record(
+                trainer, "merge_lost", f"{text}{', '.join(map(str, missing))} are gone", budget=budget.updates
+            )
+            return
+        entry = Entry(
+            path, "merged", budget.updates, merge.end, before.updates_spent, before.path, before.schedule
+        )
+        if not (self.folder / path).is_file():
+            files = [self._snapshot(at) or Path() for at in merge.steps[:-1]]
+            merge_checkpoints([*files, self.folder / before.path], weights_of(merge), self.folder / path)
+        self.ledger = [*self.ledger, entry]
+        self._tell(trainer, entry)
+
     def check_snapshots(self, budgets: Sequence[Budget], step: int) -> None:
         """Refuses to begin within a merge whose first snapshots are not there.
 
@@ -118,11 +176,14 @@ class BudgetFiles:
         return next((path for path in paths if path.is_file()), None)
 
     def _enter(self, kind: Kind, budget: Budget, step: int, spent: int, schedule: str) -> Entry:
-        ending = "safetensors" if kind == "snapshot" else "ckpt"
-        path = f"{self.name}-budget{budget.updates}-{kind}-step{step}.{ending}"
+        path = self._path(kind, budget.updates, step)
         entry = Entry(path, kind, budget.updates, step, spent, self.parent, schedule)
         self.ledger = [*(other for other in self.ledger if other.path != path), entry]
         return entry
+
+    def _path(self, kind: Kind, updates: int, step: int) -> str:
+        ending = "safetensors" if kind == "snapshot" else "ckpt"
+        return f"{self.name}-budget{updates}-{kind}-step{step}.{ending}"
 
     def _tell(self, trainer: Trainer, entry: Entry) -> None:
         if trainer.is_global_zero:

@@ -128,6 +128,11 @@ class Text(SplitDataModule):
         self.bytes_per_token: float | None = None
         self._codec: Tokenizer | None = None
 
+    @property
+    def own_vocabulary(self) -> bool:
+        """Whether the tokens are bytes or of a tokenizer trained here, which no pretrained model knows."""
+        return self.tokenizer in ("bytes", "bpe") and not self.binary
+
     def setup(self, stage: str) -> None:
         """Reads and splits the text, the same for every stage and seed.
 

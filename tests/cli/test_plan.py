@@ -45,24 +45,94 @@ def test_keys_of_the_config(zoo, config):
     run = zoo("plan", config, "--trainer.max_steps", "50", "--model.optimizer.lr", "0.5")
     assert run.code == 0, run.err
     assert "peak learning rate 0.5" in run.out
-    assert run.out.splitlines()[-1] == "max_steps is 50, and the schedule has 80 updates"
+    assert (
+        run.out.splitlines()[-1] == "max_steps is 50, and the schedule has 80 updates: no model for budget 80"
+    )
 
 
 def test_an_overlay(zoo, workspace):
-    run = zoo("plan", "quickstart", "callbacks/wsds", "--model.lr_scheduler", "null")
+    run = zoo("plan", "lm/bigram", "--config", "callbacks/wsds")
     assert run.code == 0, run.err
-    assert run.out.startswith("quickstart, callbacks/wsds: 4,000 updates in all\n")
+    assert run.out.startswith("lm/bigram, callbacks/wsds: 4,000 updates in all\n")
+    assert "max_steps" not in run.out  # the overlay leaves the length to the schedule
+
+
+def test_a_schedule_as_long_as_the_run(zoo, workspace):
+    assert zoo("cp", "quickstart", "mine.yaml").code == 0
+    run = zoo("plan", "mine.yaml", "--trainer.max_steps", "4000")
+    assert run.code == 0, run.err
+    assert run.out.startswith("mine.yaml: 4,000 updates in all\npeak learning rate 0.002\n")
+    assert [line.split() for line in run.out.splitlines()[4:5]] == [
+        ["0", "-", "280", "warmup", "0.04", "->", "1", "cosine"]
+    ]
+    run = zoo("plan", "--config", "mine.yaml", "--trainer.max_steps", "-1", "--trainer.max_epochs", "2")
+    assert run.code == 2 and "say --trainer.max_steps N to see it for N updates" in run.err
+
+
+NO_SCHEDULE = CONFIG[: CONFIG.index("  callbacks")] + CONFIG[CONFIG.index("model:") :]
+OWN = """
+    lr_scheduler:
+      class_path: torch.optim.lr_scheduler.OneCycleLR
+      init_args: {max_lr: 0.001, total_steps: 80}
+data"""
+
+
+def test_no_schedule(zoo, workspace):
+    Path("plain.yaml").write_text(NO_SCHEDULE)
+    run = zoo("plan", "plain.yaml")
+    assert (run.code, run.out) == (0, "plain.yaml: no schedule, the learning rate is 0.001 throughout\n")
+
+
+def test_a_scheduler_of_the_module(zoo, workspace):
+    Path("own.yaml").write_text(NO_SCHEDULE.replace("\ndata", OWN))
+    run = zoo("plan", "own.yaml")
+    assert run.code == 0, run.err
+    assert run.out.startswith(
+        "own.yaml: OneCycleLR of MeanFlow, stepped every step: learning rate 4e-05 at first, 0.001 at most "
+        "(from 23 on), 4e-09 at last\n"
+    )
+    assert len(run.out.splitlines()) == 11 and "####" in run.out
+    run = zoo("plan", "own.yaml", "--trainer.max_steps", "90")
+    assert run.code == 2 and "OneCycleLR of MeanFlow, stepped every step, fails after 81 of 90: " in run.err
+    run = zoo("plan", "own.yaml", "callbacks/wsds")
+    assert run.code == 2 and "two owners, WSDS and OneCycleLR of MeanFlow: leave out" in run.err
+
+
+PRETRAINED = """
+trainer: {accelerator: cpu, max_epochs: -1, callbacks: [{class_path: WSDS, init_args: {schedule: {class_path:
+  zoo.schedules.wsds, init_args: {budgets: [20, 40]}}}}]}
+model: {class_path: CausalLM, init_args: {pretrained: saved}}
+data: {class_path: Text, init_args: {context: 16}}
+"""
+
+
+def test_a_pretrained_model_is_checked_and_planned_without_its_weights(zoo, workspace):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).save_pretrained("saved")
+    Path("saved/model.safetensors").write_bytes(b"never read")
+    Path("tuned.yaml").write_text(PRETRAINED)
+    run = zoo("check", "tuned.yaml")
+    assert (run.code, run.err) == (0, "")
+    assert run.out.startswith("tuned.yaml: ok, CausalLM on Text, 12,208 parameters")
+    run = zoo("plan", "tuned.yaml")
+    assert run.code == 0 and run.out.startswith("tuned.yaml: 40 updates in all")
+    Path("tuned.yaml").write_text(PRETRAINED.replace("saved", "some/repo"))
+    for verb in ("check", "plan"):
+        run = zoo(verb, "tuned.yaml")
+        assert run.code == 2 and run.err.count("\n") == 1
+        assert "pretrained='some/repo' is no local folder" in run.err
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ((), "the following arguments are required: CONFIG"),
-        (("quickstart",), "quickstart: there is no WSDS callback, and so no plan"),
+        ((), "zoo plan: give a CONFIG, a file or a bundled config's name"),
         (("nothing_here",), "neither a file here nor a bundled config"),
         (("tree.yaml", "--law", "3"), "give one of 25M, 100M, 400M, or the seven numbers L0,A,alpha"),
         (("tree.yaml", "--law", "1,1,1,1,1,1,2"), "gamma must be below 1"),
-        (("flow/digits_pretrain", "callbacks/wsds"), "two owners, WSDS and OneCycleLR of Diffusion"),
+        (("quickstart", "--trainer.max_steps", "0"), "updates must be at least 1, got 0 (trainer.max_steps"),
         (("tree.yaml", "--model.nothing", "1"), "nothing"),
     ],
 )

@@ -8,6 +8,7 @@ from zoo.callbacks import (
     EMAGap,
     ExactResume,
     LossCurve,
+    LRSchedule,
     SampleGrid,
     SampleReport,
     SampleWriter,
@@ -15,7 +16,7 @@ from zoo.callbacks import (
     TrajectoryWriter,
     UpdateBar,
 )
-from zoo.schedules import constant, wsds
+from zoo.schedules import constant, cosine, wsds
 
 CASES = {
     "ExactResume": CallbackCase(
@@ -39,6 +40,12 @@ CASES = {
         observer=False,
         single="more than one stateful callback",
         paths="files",
+    ),
+    "LRSchedule": CallbackCase(
+        active=lambda: LRSchedule(cosine(17, warmup=2)),
+        inactive=lambda: LRSchedule(constant(10**9)),
+        observer=False,
+        single="more than one stateful callback",
     ),
     "UpdateBar": CallbackCase(
         active=lambda: UpdateBar(1e-6), inactive=lambda: UpdateBar(1e9), single="multiple progress bar"

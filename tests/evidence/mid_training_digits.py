@@ -66,8 +66,7 @@ def post_trained(
     zoo("cp", config, f"{name}.yaml", cwd=folder)  # a run is named like its config
     checkpoint = fit(
         f"{name}.yaml", seed, folder,
-        "--trainer.max_steps", str(updates), "--model.lr_scheduler.init_args.total_steps", str(updates),
-        "--model.optimizer.init_args.lr", str(rate), "--model.lr_scheduler.init_args.max_lr", str(rate),
+        "--trainer.max_steps", str(updates), "--model.optimizer.init_args.lr", str(rate),
         "--model.init_from", "null" if start is None else str(start),
     )  # fmt: skip
     return scored(checkpoint, scores, folder)

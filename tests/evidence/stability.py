@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from mid_training_digits import CONFIGS, fit, named
 from torch import Tensor
 
+from zoo.callbacks import LRSchedule
 from zoo.datamodules import Digits
 from zoo.flow import (
     ConsistencyModel,
@@ -29,6 +30,7 @@ from zoo.flow import (
     RatioLevels,
 )
 from zoo.metrics import frechet_distance, share_interval
+from zoo.schedules import one_cycle
 
 SEEDS, UPDATES, FACTOR = range(20), 300, 3
 RATES = {"mean flow": 1e-3, "ECT": 2e-4}
@@ -73,13 +75,6 @@ def model(method: str, start: Path | None, seed: int) -> LightningModule:
             betas=(0.9, 0.95 if method == "mean flow" else 0.999),
             weight_decay=0.0,
         ),
-        "lr_scheduler": partial(
-            torch.optim.lr_scheduler.OneCycleLR,
-            max_lr=rate,
-            total_steps=UPDATES,
-            pct_start=0.1,
-            cycle_momentum=False,
-        ),
     }
     if method == "mean flow":
         return MeanFlow(omega=1.5, **common)
@@ -93,7 +88,7 @@ def run(method: str, start: Path | None, seed: int) -> dict[str, Any]:
     trainer = Trainer(
         accelerator="cpu", max_steps=UPDATES, max_epochs=-1, limit_val_batches=0, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        log_every_n_steps=1, callbacks=[watch],
+        log_every_n_steps=1, callbacks=[LRSchedule(one_cycle(pct_start=0.1)), watch],
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     report = watch.report(module)

@@ -199,6 +199,50 @@ def test_a_checkpoint_of_pretrained_weights_needs_them_no_more(tmp_path: Path) -
     assert loaded.loss(batch).equal(model.loss(batch))
 
 
+def test_pretrained_without_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device the config is all that is read, and the network is never asked."""
+    folder = tmp_path / "saved"
+    source = CausalLM(LLAMA, seed=5)
+    source.network.save_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    with torch.device("meta"):
+        model = CausalLM(pretrained=str(folder))
+        assert {p.device.type for p in model.parameters()} == {"meta"} and model.training
+        assert {n: p.shape for n, p in model.named_parameters()} == {
+            n: p.shape for n, p in source.named_parameters()
+        }
+        with pytest.raises(ValueError, match=r"pretrained='some/repo' is no local folder, and no copy"):
+            CausalLM(pretrained="some/repo")
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(ValueError, match="is a folder without weights"):
+            CausalLM(pretrained=str(folder))
+
+
+class OwnTokens(Windows):
+    own_vocabulary = True
+
+
+def test_tokens_that_a_pretrained_model_does_not_know(tmp_path: Path) -> None:
+    """A model of random weights learns any tokens; one that was trained knows those of its tokenizer."""
+    CausalLM(LLAMA, seed=5).network.save_pretrained(tmp_path / "saved")
+    data = OwnTokens()
+    data.vocab_size = VOCABULARY - 1
+    with pytest.raises(
+        ValueError, match=r"the data make tokens of their own, of \d+ ids, and the pretrained"
+    ):
+        trainer().fit(CausalLM(pretrained=str(tmp_path / "saved")), datamodule=data)
+    data.vocab_size = VOCABULARY
+    trainer().fit(CausalLM(pretrained=str(tmp_path / "saved")), datamodule=data)
+    data.vocab_size = VOCABULARY - 1
+    trainer().fit(CausalLM(LLAMA), datamodule=data)
+
+
 def test_pretrained_that_lacks_weights(tmp_path: Path) -> None:
     source = CausalLM(LLAMA)
     source.network.model.save_pretrained(tmp_path)  # without the head

@@ -136,7 +136,7 @@ def test_wsm() -> None:
         ),
         (lambda: wsds([100], decay=0.001), "rounds to none"),
         (lambda: wsds([100, 200], decay=[0.1]), "one for each of the 2, got 1"),
-        (lambda: wsds([100], decay=2.5, decay_of="explicit"), "whole numbers of updates"),
+        (lambda: wsds([100], decay=2.5, decay_of="explicit"), "must be a whole number of updates, got 2.5"),
         (lambda: wsds([100], decay_of="cycle"), "decay_of must be"),
         (
             lambda: wsd([100, 110], decay=[5, 50], decay_of="explicit"),

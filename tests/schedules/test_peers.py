@@ -187,6 +187,38 @@ def test_minicpm_and_megatron() -> None:
     assert max(abs(a - b) for a, b in zip(megatron, ours, strict=True)) > 0.1
 
 
+def nanotron(step: int, style: str, floor: float) -> float:
+    """Its ``lr_lambda``, with a constant phase before ``lr_decay_starting_step``."""
+    start = TOTAL - DECAY
+    if step <= WARM:
+        return step / WARM
+    if step < start:
+        return 1.0
+    p = (step - start) / DECAY
+    height = {"linear": 1 - p, "cosine": (1 + math.cos(math.pi * p)) / 2, "1-sqrt": 1 - math.sqrt(p)}[style]
+    return floor + (1 - floor) * height
+
+
+def megatron(step: int, style: str, floor: float) -> float:
+    """Its WSD in samples, here one for each update: the decay begins after the last one at the peak."""
+    anneal_start = TOTAL - DECAY
+    if step <= WARM:
+        return step / WARM
+    if step <= anneal_start:
+        return 1.0
+    p = (step - anneal_start) / DECAY
+    height = {"linear": 1 - p, "cosine": (1 + math.cos(math.pi * p)) / 2, "1-sqrt": 1 - math.sqrt(p)}[style]
+    return floor + (1 - floor) * height
+
+
+@pytest.mark.parametrize("theirs", [nanotron, megatron])
+@pytest.mark.parametrize("style", ["linear", "cosine", "1-sqrt"])
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_nanotron_and_megatron(theirs, style: str, floor: float) -> None:
+    plan = wsd([TOTAL], WARM, [DECAY], "explicit", style, floor, touches="start")
+    assert plan.factors() == pytest.approx([theirs(k, style, floor) for k in range(TOTAL)], abs=1e-12)
+
+
 def test_mirror_and_square_of_epfml() -> None:
     """4.10: its cooldown shapes at the same points, and the cosine of everybody."""
     for shape, theirs in {

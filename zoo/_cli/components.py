@@ -108,7 +108,7 @@ def _tree(module: str) -> ast.Module:
 
 
 def _definition(module: str, name: str) -> ast.ClassDef | ast.FunctionDef | None:
-    for node in _tree(module).body:
+    for node in reversed(_tree(module).body):  # the last one counts, as in Python: overloads come before it
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return node
     return None

@@ -4,19 +4,23 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 
 from zoo._cli.check import CheckCLI
 from zoo._cli.errors import CommandError, say
 from zoo._cli.noise import MACHINE, quiet
 from zoo._cli.policy import import_policy
+from zoo._cli.stepped import stepped
 from zoo._cli.trainer_cli import build
-from zoo.callbacks import WSDS
-from zoo.callbacks.wsds import two_owners
+from zoo.callbacks import LRSchedule
+from zoo.callbacks._lr_schedule import two_owners
 from zoo.events import shown
+from zoo.schedules import RunSchedule, Schedule
 from zoo.schedules.plot import ascii_plot, save_plot
 from zoo.schedules.power_law import MULTI_POWER_LAW, PowerLaw
 from zoo.schedules.report import report
@@ -30,12 +34,13 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="zoo plan",
-        usage="zoo plan CONFIG... [--png FILE] [--tokens N] [--law LAW] [--trust PKG] [--KEY of the config]",
-        description="Prints the schedule of a config's WSDS callback: segments, checkpoints, updates, "
-        "tokens, and the convex bound of the last iterate beside other ways to serve its budgets.",
+        usage="zoo plan CONFIG... [--png FILE] [--tokens N] [--law LAW] [--trust PKG] [--KEY of the config]\n"
+        "CONFIG: a file or the name of a bundled config, with --config before it or without",
+        description="Prints a config's schedule of learning rates: segments, checkpoints, updates, tokens, "
+        "and the convex bound of the last iterate beside other ways to serve its budgets.",
         allow_abbrev=False,
     )
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="files, or names of bundled configs")
+    parser.add_argument("-c", "--config", action="append", default=[], metavar="CONFIG", help="as in zoo fit")
     parser.add_argument("--png", metavar="FILE", help="draw the schedule into this file, too")
     tokens = "tokens of an update (else from batch_size and context of the data)"
     parser.add_argument("--tokens", type=int, metavar="N", help=tokens)
@@ -57,38 +62,71 @@ def run(verb: str, args: list[str], words: Sequence[str], trusted: Sequence[str]
         0.
 
     Raises:
-        CommandError: no schedule in the config, or a mistake in it or on the line.
+        CommandError: a mistake in the config or on the line, or a schedule whose length is not known.
     """
-    # The configs come first, so that the value of a config's key is not taken for one.
+    # Bare configs come first, so that the value of a config's key is not taken for one.
     count = next((n for n, word in enumerate(args) if word.startswith("-")), len(args))
-    options, rest = _parser().parse_known_args(args)
+    options, rest = _parser().parse_known_args(args[count:])
+    configs = [*args[:count], *options.config]
+    if not configs:
+        raise CommandError("zoo plan: give a CONFIG, a file or a bundled config's name (zoo list configs)")
     law = _law(options.law)
-    configs = [word for config in options.configs[:count] for word in ("--config", config)]
-    rest = [*options.configs[count:], *rest]
+    name = ", ".join(configs)
     with import_policy(trusted), quiet(MACHINE):
-        cli = build(lambda: CheckCLI(["fit", *configs, *rest]), words)
-        owner = next((c for c in _callbacks(cli) if isinstance(c, WSDS)), None)
+        given = [word for config in configs for word in ("--config", config)]
+        cli = build(lambda: CheckCLI(["fit", *given, *rest]), words)
+        callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
+        owner = next((callback for callback in callbacks if isinstance(callback, LRSchedule)), None)
+        peaks, schedulers = _optimizers(cli)
+        if owner is not None and schedulers:
+            raise CommandError(two_owners(type(owner), cli.model, schedulers))
+        if schedulers:
+            for line in stepped(cli.model, schedulers, cli.trainer):
+                say(f"{name}: {line}" if "\n" not in line else line)
+            return 0
         if owner is None:
-            raise CommandError(
-                f"{' '.join(options.configs[:count])}: there is no WSDS callback, and so no plan (zoo "
-                "show WSDS; or put --config callbacks/wsds after the config)"
-            )
+            rates = " and ".join(f"{peak:g}" for peak in dict.fromkeys(peaks))
+            say(f"{name}: no schedule, the learning rate is {rates} throughout")
+            return 0
+        schedule = _of_run(owner.given, cli.trainer, name)
         tokens = options.tokens if options.tokens is not None else _tokens(cli)
-        name = ", ".join(options.configs[:count])
-        say(f"{name}: {report(owner.schedule, _peaks(cli), tokens, law)}")
+        say(f"{name}: {report(schedule, peaks, tokens, law)}")
         say("")
-        say(ascii_plot(owner.schedule))
-        stop = cli.trainer.max_steps
-        if 0 <= stop != owner.schedule.end:
-            say(f"max_steps is {stop:,}, and the schedule has {owner.schedule.end:,} updates")
+        say(ascii_plot(schedule))
+        _say_where_it_ends(schedule, cli.trainer)
         if options.png:
-            save_plot(options.png, owner.schedule, name)
+            save_plot(options.png, schedule, name)
             say(f"drawn in {shown(Path(options.png))}")
     return 0
 
 
-def _callbacks(cli: CheckCLI) -> list[Any]:
-    return list(cli.trainer.callbacks)  # type: ignore[attr-defined]
+def _of_run(source: RunSchedule, trainer: Trainer, name: str) -> Schedule:
+    """The schedule of a config's run; the data are not read for it.
+
+    Raises:
+        CommandError: the run's length follows from the data, or is too short for the schedule.
+    """
+    if isinstance(source, Schedule):
+        return source
+    if trainer.max_steps < 0:
+        raise CommandError(
+            f"{name}: the schedule is as long as the run, whose length follows from the data (max_epochs) or "
+            "is not given: say --trainer.max_steps N to see it for N updates"
+        )
+    try:
+        return source.for_run(trainer.max_steps)
+    except ValueError as error:
+        raise CommandError(f"{name}: {error} (trainer.max_steps is {trainer.max_steps})") from error
+
+
+def _say_where_it_ends(schedule: Schedule, trainer: Trainer) -> None:
+    """Says where ``max_steps`` differs from the schedule's end, and what that costs."""
+    stop = trainer.max_steps
+    if stop < 0 or stop == schedule.end:
+        return
+    line = f"max_steps is {stop:,}, and the schedule has {schedule.end:,} updates"
+    cut = [f"{budget.updates:,}" for budget in schedule.budgets if budget.post > stop]
+    say(f"{line}: no model for budget {', '.join(cut)}" if cut else line)
 
 
 def _law(text: str | None) -> PowerLaw | None:
@@ -109,17 +147,14 @@ def _law(text: str | None) -> PowerLaw | None:
         raise CommandError(f"--law {text}: {error}") from error
 
 
-def _peaks(cli: CheckCLI) -> list[float]:
-    """The learning rates that the config's optimizers are built with.
-
-    Raises:
-        CommandError: a scheduler would own them, too.
-    """
+def _optimizers(cli: CheckCLI) -> tuple[list[float], list[LRSchedulerConfig]]:
+    """The learning rates that the config's optimizers are built with, and the module's own schedulers."""
     with torch.device("meta"):
         optimizers, schedulers = _init_optimizers_and_lr_schedulers(cli.model)
-    if schedulers:
-        raise CommandError(two_owners(cli.model, schedulers))
-    return [float(group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
+    peaks = [
+        float(group.get("initial_lr", group["lr"])) for each in optimizers for group in each.param_groups
+    ]
+    return peaks, schedulers
 
 
 def _tokens(cli: CheckCLI) -> int | None:

@@ -105,6 +105,7 @@ class CausalLM(ZooModule):
             raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1, or null for all tokens, got {top_k}")
+        self._loaded = pretrained is not None
         if config is not None:
             self.network = build_network(config, attention, self.seed)
         else:
@@ -196,8 +197,8 @@ class CausalLM(ZooModule):
         """Holds the data against the model before the first batch, and compiles the network if asked to.
 
         Raises:
-            ValueError: The strategy shards the network; or the data have tokens that the model does not know,
-                or are longer than its context.
+            ValueError: The strategy shards the network; or the data have tokens that the model does not know
+                (or that are not those of a pretrained model), or are longer than its context.
         """
         strategy = self.trainer.strategy
         sharded = isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
@@ -209,6 +210,12 @@ class CausalLM(ZooModule):
             raise ValueError(
                 f"the data have vocab_size={vocab_size} tokens, but the model knows {self.vocab_size}: give "
                 f"config.vocab_size at least {vocab_size}, or the data the tokenizer of the model"
+            )
+        if self._loaded and getattr(self._data(), "own_vocabulary", False) and vocab_size != self.vocab_size:
+            raise ValueError(
+                f"the data make tokens of their own, of {vocab_size} ids, and the pretrained model has a "
+                f"vocabulary of {self.vocab_size}: they mean something else to it. Give the data the model's "
+                "tokenizer (the folder with its tokenizer.json)"
             )
         context = getattr(self._data(), "context", None)
         if context is not None:

@@ -8,6 +8,7 @@ import copy
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -57,6 +58,9 @@ def build_network(config: dict[str, Any], attention: Attention, seed: int) -> nn
 def load_network(pretrained: str, revision: str | None, attention: Attention, seed: int) -> nn.Module:
     """A causal language model with saved weights, in torch's default dtype.
 
+    Within ``with torch.device("meta")`` it is built from the saved config alone: no weights are read, and
+    nothing is asked of the network.
+
     Args:
         pretrained: Folder, or name on the Hugging Face hub; only safetensors are read, no code is.
         revision: Branch, tag or commit of a hub name.
@@ -68,6 +72,15 @@ def load_network(pretrained: str, revision: str | None, attention: Attention, se
     """
     from transformers import AutoModelForCausalLM
 
+    if torch.get_default_device().type == "meta":
+        with _supported(attention, pretrained):
+            return _trainable(
+                AutoModelForCausalLM.from_config(
+                    _saved_config(pretrained, revision),
+                    attn_implementation=attention,
+                    dtype=torch.get_default_dtype(),
+                )
+            )
     with _drawn_from(seed), _supported(attention, pretrained):
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -145,6 +158,26 @@ def _transformers_config(config: dict[str, Any]) -> Any:
         return AutoConfig.for_model(model_type, **given)
     except (StrictDataclassError, ValueError, TypeError) as error:
         raise ValueError(f"config does not describe a {model_type} model. {error}") from error
+
+
+def _saved_config(pretrained: str, revision: str | None) -> Any:
+    """The config of saved weights that are on this machine."""
+    from transformers import AutoConfig
+
+    folder = Path(pretrained)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise ValueError(f"pretrained={pretrained!r} is a folder without weights: no safetensors are in it")
+    try:
+        return AutoConfig.from_pretrained(
+            pretrained, revision=revision or "main", trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        if folder.is_dir():
+            raise ValueError(f"pretrained={pretrained!r}: its config.json cannot be read: {error}") from error
+        raise ValueError(
+            f"pretrained={pretrained!r} is no local folder, and no copy of such a model from the hub is on "
+            "this machine: a check downloads nothing, give the folder of the model"
+        ) from error
 
 
 def _known_keys(model_type: str) -> set[str]:

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from zoo.schedules.bounds import ConvexBound as ConvexBound
     from zoo.schedules.bounds import anytime_bounds as anytime_bounds
     from zoo.schedules.bounds import convex_bound as convex_bound
-    from zoo.schedules.builders import constant as constant
-    from zoo.schedules.builders import cosine as cosine
     from zoo.schedules.builders import cyclic_cosine as cyclic_cosine
     from zoo.schedules.builders import from_breakpoints as from_breakpoints
     from zoo.schedules.builders import wsd as wsd
     from zoo.schedules.builders import wsds as wsds
     from zoo.schedules.builders import wsm as wsm
+    from zoo.schedules.curves import constant as constant
+    from zoo.schedules.curves import cosine as cosine
+    from zoo.schedules.curves import one_cycle as one_cycle
     from zoo.schedules.hessian import HessianSpectrum as HessianSpectrum
     from zoo.schedules.hessian import hessian_eigenvalues as hessian_eigenvalues
     from zoo.schedules.landscape import EntropyBuckets as EntropyBuckets
@@ -47,11 +48,12 @@ if TYPE_CHECKING:
     from zoo.schedules.power_law import PowerLaw as PowerLaw
     from zoo.schedules.power_law_fit import TrainingCurve as TrainingCurve
     from zoo.schedules.power_law_fit import fit_power_law as fit_power_law
-    from zoo.schedules.schedule import Budget as Budget
     from zoo.schedules.schedule import Leg as Leg
-    from zoo.schedules.schedule import Merge as Merge
+    from zoo.schedules.schedule import RunSchedule as RunSchedule
     from zoo.schedules.schedule import Schedule as Schedule
-    from zoo.schedules.schedule import Segment as Segment
+    from zoo.schedules.segments import Budget as Budget
+    from zoo.schedules.segments import Merge as Merge
+    from zoo.schedules.segments import Segment as Segment
     from zoo.schedules.shapes import level as level
     from zoo.schedules.shapes import mean_level as mean_level
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,12 @@ class ConvexBound:
         return self.distance_term / rate + rate * (self.noise_term + self.last_term)
 
 
-def convex_bound(factors: ArrayLike, distance: float = 1.0, gradient_norm: float = 1.0) -> ConvexBound:
+def convex_bound(
+    factors: ArrayLike,
+    distance: float = 1.0,
+    gradient_norm: float = 1.0,
+    lengths: ArrayLike | None = None,
+) -> ConvexBound:
     """The convex bound of a schedule, in time linear in its length.
 
     Args:
@@ -59,12 +64,14 @@ def convex_bound(factors: ArrayLike, distance: float = 1.0, gradient_norm: float
             Updates at 0 do nothing and count as none.
         distance: D.
         gradient_norm: G.
+        lengths: For how many updates each factor is held (T,), whole numbers from 1; None for one each.
 
     Returns:
         The terms of the bound; ``bound`` and ``rate`` are those of the best base rate.
 
     Raises:
-        ValueError: factors that are negative, not finite or all zero; a D or G that is not positive.
+        ValueError: factors that are negative, not finite or all zero; a D or G that is not positive;
+            lengths that are not one for each factor, or below 1.
 
     >>> from zoo.schedules import constant, wsd
     >>> plans = constant(1000), wsd([1000], decay=1.0, min_ratio=0.0)
@@ -80,15 +87,51 @@ def convex_bound(factors: ArrayLike, distance: float = 1.0, gradient_norm: float
     for name, value in (("distance", distance), ("gradient_norm", gradient_norm)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive number, got {value}")
-    values = values[values > 0]  # without the others the last sums would be 0 / 0
-    sums = np.cumsum(values[::-1])[::-1]  # (T,) of factors t >= k
-    squares = np.cumsum(values[::-1] ** 2)[::-1]
-    last = np.sum(values[:-1] / sums[1:] * squares[:-1] / sums[:-1])
+    held = np.ones(len(values)) if lengths is None else np.asarray(lengths, dtype=np.float64)
+    if held.shape != values.shape or not (held >= 1).all() or (held % 1).any():
+        raise ValueError(
+            f"lengths must be whole numbers from 1, one for each of the {len(values)} factors, got an array "
+            f"of shape {held.shape}"
+        )
+    held, values = held[values > 0], values[values > 0]  # without the others the last sums would be 0 / 0
+    sums = np.cumsum((held * values)[::-1])[::-1]  # of factors from each step on
+    squares = np.cumsum((held * values**2)[::-1])[::-1]
+    last = _last_term(values, held, sums, squares)
     return ConvexBound(
         distance_term=distance**2 / (2 * float(sums[0])),
         noise_term=gradient_norm**2 * float(squares[0] / sums[0]) / 2,
         last_term=gradient_norm**2 * float(last) / 2,
     )
+
+
+def _last_term(
+    values: NDArray[np.float64],
+    held: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    squares: NDArray[np.float64],
+) -> float:
+    """The sum over all updates but the last of eta_k Q_k / (S_(k+1) S_k), S and Q the sums from k on of the
+    factors and of their squares.
+
+    Within a step of n updates at factor v, with S and Q after it, Q_k = v S_k + c for c = Q - v S, and the
+    sum has a closed form: c (1 / S - 1 / (S + n v)) + v (psi(S / v + n) - psi(S / v)).
+    """
+    from scipy.special import digamma
+
+    after, left = sums[1:], squares[1:]
+    value, count = values[:-1], held[:-1]
+    rest = left - value * after
+    # One update's term as it stands: the difference of two digammas would cancel.
+    one = value / after * squares[:-1] / sums[:-1]
+    total = float(np.sum(one[count == 1]))
+    long = count > 1
+    if long.any():
+        value, count, after, rest = value[long], count[long], after[long], rest[long]
+        ratio = after / value
+        inverse = count * value / (after * (after + count * value))
+        total += float(np.sum(rest * inverse + value * (digamma(ratio + count) - digamma(ratio))))
+    # Of the last step's updates all but the last: S_k = Q_k / v there.
+    return total + float(values[-1] * (digamma(held[-1]) - digamma(1.0)))
 
 
 def anytime_bounds(

@@ -1,69 +1,39 @@
-"""The usual schedules, as functions that return a `Schedule`; a config names them as ``class_path``.
+"""Schedules for one or several budgets, as functions that return a `Schedule`; a config names them as
+``class_path``. `zoo.schedules.curves` has those of a single model.
 
 Budgets T_1 < T_2 < ... are updates. A decay of budget i takes d_i updates, 10 % of the budget in the
 paper's runs (Wen et al. 2024, arXiv 2410.05192; the breakpoints of the authors' own configs are tests
 of these functions):
 
-* `cosine`: falls from the end of the warm-up to T; one run for each budget, the sum of T_i updates in all.
 * `wsd`: falls from T_i - d_i to T_i on a branch; T_n plus the d_i of all budgets but the last.
 * `wsds`: falls from T_i - d_i to T_i on the one road; T_n updates. Matched in compute, budget i ends at
-E_i = T_i
-  plus the d_j before it, which is what `wsd` has computed by then.
+  E_i = T_i plus the d_j before it, which is what `wsd` has computed by then.
 * `cyclic_cosine`: falls from T_(i-1) + warm-up to T_i, and warms up again; T_n updates.
 * `wsm`: never falls; the model is a mean of snapshots before T_i; T_n updates.
+
+Which end of a ramp has an update of its own differs by library. With a warm-up of W, a decay of D and updates
+counted from 0 (`tests/schedules/test_peers.py` has them all, equal to rounding):
+
+* transformers, optax, Levanter, lingua, nanotron, and Megatron-LM (which counts samples): k / W, and j / D
+  for number j of the decay: ``touches: start``.
+* OLMo-core: (k + 1) / W and (j + 1) / D, as steps are counted from 1 and a boundary belongs to the period
+  before it: ``touches: end``, the default, with ``decay_of: period``. To zero, its last update does nothing;
+  ours aim one update further.
+* torchtitan: (k + 1) / W, and a decay of D that is ours of D - 1 updates to ``min_ratio: 0``.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-from zoo.schedules.schedule import Beyond, Budget, Merge, Schedule, Segment, Touches
+import numpy as np
+
+from zoo.schedules._ramps import decay_segment, stable_segments, warmup_segments
+from zoo.schedules.schedule import Beyond, Schedule
+from zoo.schedules.segments import Budget, Merge, Segment, Touches, whole
 from zoo.schedules.shapes import Shape
 
 DecayOf = Literal["budget", "period", "explicit"]
-
-
-def constant(updates: int, warmup: int = 0, warmup_start: float = 0.0, touches: Touches = "end") -> Schedule:
-    """Warm-up, then the peak learning rate, also after the end.
-
-    Args:
-        updates: How long the plan is.
-        warmup: Updates of linear warm-up.
-        warmup_start: The factor that the warm-up comes from.
-        touches: Whether the warm-up's last update is at the peak (``end``) or its first at ``warmup_start``
-            (``start``).
-
-    Raises:
-        ValueError: the warm-up is longer than the plan.
-    """
-    head = _warmup(warmup, warmup_start, touches, updates)
-    return Schedule((*head, *_stable(warmup, updates)), beyond="peak")
-
-
-def cosine(
-    updates: int,
-    warmup: int = 0,
-    min_ratio: float = 0.1,
-    touches: Touches = "end",
-    warmup_start: float = 0.0,
-    beyond: Beyond = "hold",
-) -> Schedule:
-    """Warm-up and half a cosine: one model, for one budget.
-
-    Args:
-        updates: The budget.
-        warmup: Updates of linear warm-up.
-        min_ratio: The last factor.
-        touches: Which end of a ramp has an update of its own (`Segment`).
-        warmup_start: The factor that the warm-up comes from.
-        beyond: What follows the end.
-
-    Raises:
-        ValueError: the warm-up is as long as the budget or longer.
-    """
-    return cyclic_cosine(
-        [updates], warmup, min_ratio, touches=touches, warmup_start=warmup_start, beyond=beyond
-    )
 
 
 def cyclic_cosine(
@@ -92,17 +62,18 @@ def cyclic_cosine(
     Raises:
         ValueError: budgets that do not increase, or a warm-up that fills its cycle.
     """
-    _check_budgets(budgets)
+    budgets, warmup = _checked(budgets), whole("warmup", warmup)
+    rewarmup = warmup if rewarmup is None else whole("rewarmup", rewarmup)
     segments: list[Segment] = []
     for start, end in pairwise([0, *budgets]):
-        length = warmup if start == 0 or rewarmup is None else rewarmup
+        length = warmup if start == 0 else rewarmup
         low = warmup_start if start == 0 else min_ratio if rewarmup_from == "previous" else 0.0
-        segments += _warmup(length, low, touches, end - start, start)
+        segments += warmup_segments(length, low, touches, end - start, start)
         if start + length == end:
             raise ValueError(
                 f"a warm-up of {length} updates leaves nothing of the cycle from {start} to {end}"
             )
-        segments.append(_ramp(start + length, end, 1.0, min_ratio, "cosine", None, touches))
+        segments.append(decay_segment(start + length, end, min_ratio, "cosine", None, touches))
     return Schedule(tuple(segments), tuple(Budget(end, None, end) for end in budgets), beyond)
 
 
@@ -140,6 +111,7 @@ def wsd(
     Raises:
         ValueError: budgets that do not increase, or decays that begin before the warm-up is over.
     """
+    budgets, warmup = _checked(budgets), whole("warmup", warmup)
     lengths = _decays(budgets, decay, decay_of)
     made: list[Budget] = []
     for total, length in zip(budgets, lengths, strict=True):
@@ -147,7 +119,7 @@ def wsd(
         _check_room(total, length, warmup, f"the warm-up of {warmup} updates")
         branch = None
         if length and total != budgets[-1]:
-            branch = _ramp(pre, total, 1.0, min_ratio, shape, parameter, touches)
+            branch = decay_segment(pre, total, min_ratio, shape, parameter, touches)
         made.append(Budget(total, pre, total, branch))
     if any(after.pre < before.pre for before, after in pairwise(made)):  # type: ignore[operator]
         raise ValueError(
@@ -155,9 +127,9 @@ def wsd(
             "later budget must not branch off before an earlier one; give its decay fewer updates"
         )
     start, end = budgets[-1] - lengths[-1], budgets[-1]
-    trunk = [*_warmup(warmup, warmup_start, touches, end), *_stable(warmup, start)]
+    trunk = [*warmup_segments(warmup, warmup_start, touches, end), *stable_segments(warmup, start)]
     if lengths[-1]:
-        trunk.append(_ramp(start, end, 1.0, min_ratio, shape, parameter, touches))
+        trunk.append(decay_segment(start, end, min_ratio, shape, parameter, touches))
     return Schedule(tuple(trunk), tuple(made), beyond)
 
 
@@ -199,21 +171,22 @@ def wsds(
     Raises:
         ValueError: budgets that do not increase, or decays for which there is no room.
     """
+    budgets, warmup, rewarmup = _checked(budgets), whole("warmup", warmup), whole("rewarmup", rewarmup)
     lengths = _decays(budgets, decay, decay_of)
-    segments = _warmup(warmup, warmup_start, touches, budgets[-1])
+    segments = warmup_segments(warmup, warmup_start, touches, budgets[-1])
     made: list[Budget] = []
     spent = 0
     for total, length in zip(budgets, lengths, strict=True):
         end = total + (spent if compute_matched else 0)
         busy = segments[-1].end if segments else 0
         if made and rewarmup and made[-1].post == busy:
-            segments += _warmup(rewarmup, min_ratio, touches, end - busy, busy)
+            segments += warmup_segments(rewarmup, min_ratio, touches, end - busy, busy)
             busy += rewarmup
         before = f"budget {made[-1].updates}" if made else f"the warm-up of {warmup} updates"
         _check_room(total, length, busy, before, end)
-        segments += _stable(busy, end - length)
+        segments += stable_segments(busy, end - length)
         if length:
-            segments.append(_ramp(end - length, end, 1.0, min_ratio, shape, parameter, touches))
+            segments.append(decay_segment(end - length, end, min_ratio, shape, parameter, touches))
         made.append(Budget(total, end - length, end))
         spent += length
     return Schedule(tuple(segments), tuple(made), beyond)
@@ -253,6 +226,7 @@ def wsm(
     Raises:
         ValueError: budgets that do not increase, fewer than two snapshots, or windows too short for them.
     """
+    budgets, warmup, snapshots = _checked(budgets), whole("warmup", warmup), whole("snapshots", snapshots)
     lengths = _decays(budgets, window, window_of)
     if snapshots < 2:
         raise ValueError(f"a merge needs at least 2 snapshots, got {snapshots}")
@@ -268,8 +242,8 @@ def wsm(
         _check_room(total, total - first, warmup, f"the warm-up of {warmup} updates")
         merge = Merge(first, total, every, shape, min_ratio, parameter)
         made.append(Budget(total, total, total, merge=merge))
-    head = _warmup(warmup, warmup_start, touches, budgets[-1])
-    return Schedule((*head, *_stable(warmup, budgets[-1])), tuple(made), beyond="peak")
+    head = warmup_segments(warmup, warmup_start, touches, budgets[-1])
+    return Schedule((*head, *stable_segments(warmup, budgets[-1])), tuple(made), beyond="peak")
 
 
 def from_breakpoints(
@@ -309,72 +283,48 @@ def from_breakpoints(
         raise ValueError(
             f"each point ends a segment of one shape, got {len(points)} points and {len(shapes)} shapes"
         )
+    points, warmup = [whole("points", point) for point in points], whole("warmup", warmup)
     if not points or any(after <= before for before, after in pairwise([0, *points])):
         raise ValueError(f"points must be numbers of updates that increase, got {points}")
-    segments = _warmup(warmup, warmup_start, touches, points[0])
+    segments = warmup_segments(warmup, warmup_start, touches, points[0])
     budgets: list[Budget] = []
     for number, (start, end, shape) in enumerate(zip([warmup, *points], points, shapes, strict=False)):
         if shape == "constant":
-            segments += _stable(start, end)
+            segments += stable_segments(start, end)
         elif shape == "warmup":
-            segments += _warmup(end - start, 0.0, touches, end - start, start)
+            segments += warmup_segments(end - start, 0.0, touches, end - start, start)
         elif start < end:
-            segments.append(_ramp(start, end, 1.0, min_ratio, shape, parameter, touches))
+            segments.append(decay_segment(start, end, min_ratio, shape, parameter, touches))
             steady = number > 0 and shapes[number - 1] == "constant"
             budgets.append(Budget(end, start if steady else None, end))
     return Schedule(tuple(segments), tuple(budgets), beyond)
 
 
-def _warmup(length: int, low: float, touches: Touches, room: int, start: int = 0) -> list[Segment]:
-    if length < 0 or length > room:
-        raise ValueError(
-            f"a warm-up of {length} updates does not fit into the {room} updates from update {start}"
-        )
-    if not 0 <= low <= 1:
-        raise ValueError(f"warmup_start must be a factor between 0 and 1, got {low}")
-    return [Segment("warmup", start, start + length, low, 1.0, touches=touches)] if length else []
-
-
-def _stable(start: int, end: int) -> list[Segment]:
-    return [Segment("stable", start, end)] if end > start else []
-
-
-def _ramp(
-    start: int,
-    end: int,
-    first: float,
-    last: float,
-    shape: Shape,
-    parameter: float | None,
-    touches: Touches,
-) -> Segment:
-    # An update at a learning rate of zero would do nothing: the ramp to zero is aimed one update further.
-    aimed = "neither" if touches == "end" and last == 0 else touches
-    return Segment("decay", start, end, first, last, shape, parameter, aimed)
-
-
-def _check_budgets(budgets: Sequence[int]) -> None:
-    if not budgets or budgets[0] < 1:
-        raise ValueError(f"budgets must be numbers of updates, at least one, got {list(budgets)}")
-    for before, after in pairwise(budgets):
+def _checked(budgets: Sequence[int]) -> list[int]:
+    """Budgets as Python integers that increase."""
+    totals = [whole("budgets", total) for total in budgets]
+    if not totals or totals[0] < 1:
+        raise ValueError(f"budgets must be numbers of updates, at least one, got {totals}")
+    for before, after in pairwise(totals):
         if after <= before:
             raise ValueError(
                 f"budgets must increase, got {before} and then {after}: sort them, and name each once"
             )
+    return totals
 
 
-def _decays(budgets: list[int], decay: float | list[float], decay_of: DecayOf) -> list[int]:
+def _decays(budgets: list[int], decay: float | Sequence[float], decay_of: DecayOf) -> list[int]:
     """The length of each budget's decay in updates."""
-    _check_budgets(budgets)
-    each = list(decay) if isinstance(decay, list) else [decay] * len(budgets)
+    each: list[float] = [*decay] if isinstance(decay, Sequence | np.ndarray) else [decay] * len(budgets)
     if len(each) != len(budgets):
         raise ValueError(
             f"give one decay for all budgets or one for each of the {len(budgets)}, got {len(each)}"
         )
     if decay_of == "explicit":
-        if any(value != int(value) or value < 0 for value in each):
-            raise ValueError(f"decays with decay_of 'explicit' are whole numbers of updates, got {each}")
-        return [int(value) for value in each]
+        lengths = [whole("decay (decay_of: explicit)", value) for value in each]
+        if any(length < 0 for length in lengths):
+            raise ValueError(f"decays with decay_of 'explicit' are numbers of updates from 0, got {each}")
+        return lengths
     if decay_of not in ("budget", "period"):
         raise ValueError(f"decay_of must be 'budget', 'period' or 'explicit', got {decay_of!r}")
     if any(not 0 <= value <= 1 for value in each):
@@ -384,11 +334,11 @@ def _decays(budgets: list[int], decay: float | list[float], decay_of: DecayOf) -
         )
     lengths = []
     for before, total, share in zip([0, *budgets], budgets, each, strict=False):
-        whole = total if decay_of == "budget" else total - before
-        lengths.append(int(share * whole + 0.5))
+        length = total if decay_of == "budget" else total - before
+        lengths.append(int(share * length + 0.5))
         if share > 0 and lengths[-1] == 0:
             raise ValueError(
-                f"a decay of {share:g} of {whole} updates rounds to none: lengthen it, or say decay: 0"
+                f"a decay of {share:g} of {length} updates rounds to none: lengthen it, or say decay: 0"
             )
     return lengths
 

@@ -4,18 +4,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from zoo.schedules.schedule import Schedule
+from zoo.schedules.schedule import RunSchedule, Schedule
 
 
 class ScheduleLR(LRScheduler):
     """The learning rates of a `Schedule`, as torch's own schedulers give them.
 
     Its state is the number of the update and nothing else, so a resumed run follows the schedule that
-    it is given now. (`zoo.callbacks.WSDS` also saves a checkpoint for each budget and checks a resume.)
+    it is given now. (The callbacks `zoo.callbacks.LRSchedule` and `WSDS` also check a resume, know the run's
+    length, and save a checkpoint for each budget.)
 
     Args:
         optimizer: The optimizer; a config leaves it out, the module gives it.
         schedule: What multiplies its learning rates in each update.
+
+    Raises:
+        ValueError: the schedule is as long as the run, which a scheduler does not know.
 
     >>> import torch
     >>> from zoo.schedules import wsds
@@ -29,7 +33,12 @@ class ScheduleLR(LRScheduler):
     [2.0, 2.0, 1.1, 0.2, 1.55, 1.1, 0.65, 0.2]
     """
 
-    def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
+    def __init__(self, optimizer: Optimizer, schedule: RunSchedule) -> None:
+        if not isinstance(schedule, Schedule):
+            raise ValueError(
+                "a scheduler does not know how long the run is: give the schedule its updates, or give it to "
+                "the callback LRSchedule"
+            )
         self.schedule = schedule
         super().__init__(optimizer)
 

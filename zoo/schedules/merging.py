@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from zoo.schedules.schedule import Merge
+from zoo.schedules.segments import Merge
 from zoo.schedules.shapes import Shape, check_shape, level
 
 

@@ -9,7 +9,8 @@ where it has settled, waiting adds river only (Marin 8B, report of 2025).
 import math
 from typing import Literal
 
-from zoo.schedules.schedule import Schedule, Touches
+from zoo.schedules.schedule import Schedule
+from zoo.schedules.segments import Touches, check_ratio, whole
 from zoo.schedules.shapes import Shape, check_shape
 
 
@@ -53,6 +54,7 @@ class DecayOnDemand:
     ) -> None:
         if file is None and monitor is None:
             raise ValueError("DecayOnDemand needs a file to look for or a monitor to watch")
+        patience, every = whole("patience", patience), whole("every", every)
         if patience < 1 or every < 1 or min_delta < 0:
             raise ValueError(
                 f"patience and every must be at least 1 and min_delta at least 0, got {patience}, {every}, "
@@ -62,6 +64,7 @@ class DecayOnDemand:
             raise ValueError(f"mode must be 'max' or 'min', got {mode!r}")
         if not 0 < decay < 1:
             raise ValueError(f"decay must be a share between 0 and 1, got {decay}")
+        check_ratio("min_ratio", min_ratio)
         check_shape(shape, 1.0, min_ratio, parameter)
         self.file, self.monitor, self.every = file, monitor, every
         self.mode, self.patience, self.min_delta = mode, patience, min_delta

@@ -1,11 +1,17 @@
 """Pictures of schedules: in a terminal, and as PNG."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from zoo.io import atomic_path
 from zoo.schedules.schedule import Schedule
+
+_SAMPLES = 256  # updates that a character's mean is taken over, at most
+_POINTS = 1 << 14  # updates that a picture shows, at most
 
 
 def ascii_plot(plan: Schedule, width: int = 72, height: int = 8) -> str:
@@ -33,31 +39,53 @@ def ascii_plot(plan: Schedule, width: int = 72, height: int = 8) -> str:
     """
     if width < 10 or height < 2:
         raise ValueError(f"a plot needs at least 10 characters and 2 lines, got {width} and {height}")
-    end = plan.end
-    cells = [(n * end // width, max((n + 1) * end // width, n * end // width + 1)) for n in range(width)]
-    trunk = _means(plan.factors(), cells)
+    edges = [n * plan.end // width for n in range(width + 1)]
+    trunk = _means(plan, edges, 0)
     branches = [0.0] * width
     for leg, following in pairwise(plan.legs):
-        factors = [0.0] * following.start + leg.schedule.factors()[following.start :]
-        branches = [max(pair) for pair in zip(branches, _means(factors, cells), strict=True)]
+        heights = _means(leg.schedule, edges, following.start)
+        branches = [max(pair) for pair in zip(branches, heights, strict=True)]
+    marks = [" "] * width
+    for budget in plan.budgets:
+        marks[min((budget.post - 1) * width // plan.end, width - 1)] = "^"
+    return bars(trunk, plan.end, height, branches, "".join(marks))
+
+
+def bars(
+    heights: Sequence[float], end: int, height: int = 8, dots: Sequence[float] = (), marks: str = ""
+) -> str:
+    """A plot of heights from 0 to 1 as text.
+
+    Args:
+        heights: Of each column of ``#``.
+        end: What the axis ends at.
+        height: Lines.
+        dots: Of each column of ``.``, which stand before a higher ``#``.
+        marks: Characters below the axis.
+
+    Returns:
+        Lines, the first at a height of 1.
+    """
     lines = []
     for row in range(height):
         low = (height - row - 1) / height
-        bars = (
+        cells = (
             "." if dot > low and dot < bar else "#" if bar > low else " "
-            for bar, dot in zip(trunk, branches, strict=True)
+            for bar, dot in zip(heights, dots or [0.0] * len(heights), strict=True)
         )
         label = "1.0" if row == 0 else "0.0" if row == height - 1 else "   "
-        lines.append(f"{label} |{''.join(bars)}".rstrip())
-    marks = [" "] * width
-    for budget in plan.budgets:
-        marks[min((budget.post - 1) * width // end, width - 1)] = "^"
-    return "\n".join([*lines, f"    0{''.join(marks)} {end:,}"])
+        lines.append(f"{label} |{''.join(cells)}".rstrip())
+    return "\n".join([*lines, f"    0{marks.ljust(len(heights))} {end:,}"])
 
 
-def _means(factors: list[float], cells: list[tuple[int, int]]) -> list[float]:
-    parts = [factors[first:last] for first, last in cells]
-    return [sum(part) / len(part) if part else 0.0 for part in parts]
+def _means(plan: Schedule, edges: Sequence[int], start: int) -> list[float]:
+    """The mean factor between each two edges, of updates from ``start`` to the plan's end."""
+    means = []
+    for first, last in pairwise(edges):
+        steps = np.unique(np.linspace(first, max(last - 1, first), _SAMPLES).round())
+        inside = (steps >= start) & (steps < plan.end)
+        means.append(float(np.where(inside, plan.factors_at(steps), 0.0).mean()))
+    return means
 
 
 def save_plot(path: str | Path, plan: Schedule, title: str = "") -> None:
@@ -100,7 +128,8 @@ def save_plot(path: str | Path, plan: Schedule, title: str = "") -> None:
 
 def _stairs(axes: Any, plan: Schedule, start: int, **style: Any) -> None:
     """Each update's factor as a step; a branch begins at the level that it leaves."""
-    steps = [start, *range(start, plan.end), plan.end]
-    factors = [plan.factor(k) for k in range(start, plan.end)]
+    edges = [k for segment in plan.segments for k in (segment.start, segment.end - 1) if k >= start]
+    steps = np.unique([*np.linspace(start, plan.end - 1, _POINTS).round(), *edges])
+    factors = plan.factors_at(steps).tolist()
     before = plan.factor(start - 1) if start else factors[0]
-    axes.step(steps, [before, *factors, factors[-1]], where="post", **style)
+    axes.step([start, *steps, plan.end], [before, *factors, factors[-1]], where="post", **style)

@@ -52,13 +52,17 @@ class PowerLaw:
         if self.gamma >= 1:
             raise ValueError(f"gamma must be below 1, or a decay to zero has no limit, got {self.gamma}")
 
-    def loss(self, rates: ArrayLike, at: ArrayLike | None = None) -> NDArray[np.float64]:
+    def loss(
+        self, rates: ArrayLike, at: ArrayLike | None = None, lengths: ArrayLike | None = None
+    ) -> NDArray[np.float64]:
         """Forecasts the loss after numbers of updates.
 
         Args:
             rates: Absolute learning rates (T,), from the run's first update, warm-up included. The first
                 update of all must not be cut off, but its rate may be 0.
             at: Numbers of updates done (N,), from 1 to T, not before the first rate above 0; None takes T.
+                With ``lengths``, numbers of rates.
+            lengths: For how many updates each rate is held (T,); None for one each.
 
         Returns:
             (N,) losses. The time taken is N times the number of changes of the rate.
@@ -86,7 +90,8 @@ class PowerLaw:
                 f"at must be whole numbers of updates from {begin} (the first with a rate above 0) to "
                 f"{len(values)} (all rates), got {done.tolist() if done.size < 10 else done}"
             )
-        total = np.concatenate([[0.0], np.cumsum(values)])  # (T + 1,) after each number of updates
+        held = values if lengths is None else values * np.asarray(lengths, dtype=np.float64)
+        total = np.concatenate([[0.0], np.cumsum(held)])  # (T + 1,) after each number of updates
         change = np.diff(values, prepend=0.0)
         moved = np.flatnonzero(change)
         with np.errstate(divide="ignore"):  # a rate of 0 takes all that a decay can gain at once

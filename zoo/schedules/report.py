@@ -7,10 +7,13 @@ and, given the constants of a multi-power law, the loss that it forecasts.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from zoo.schedules.bounds import anytime_bounds, convex_bound
-from zoo.schedules.builders import cosine, cyclic_cosine, wsd, wsds
+from zoo.schedules.bounds import convex_bound
+from zoo.schedules.builders import cyclic_cosine, wsd, wsds
+from zoo.schedules.curves import cosine
 from zoo.schedules.power_law import PowerLaw
-from zoo.schedules.schedule import Budget, Schedule
+from zoo.schedules.schedule import Schedule
+from zoo.schedules.segments import Budget
+from zoo.schedules.staircase import staircase
 
 
 @dataclass(frozen=True)
@@ -87,20 +90,21 @@ def score(plans: Sequence[Schedule], peak: float = 1.0, law: PowerLaw | None = N
     bounds: list[float] = []
     losses: list[float] = []
     for plan in plans:
-        rate = convex_bound(plan.factors()).rate
+        levels, lengths = staircase(plan, plan.end)
+        rate = convex_bound(levels, lengths=lengths).rate
         for budget in plan.budgets:
-            factors = road_to(plan, budget)
-            bounds += anytime_bounds(factors, [len(factors)], rate)
+            levels, lengths = staircase(road_to(plan, budget), budget.post)
+            bounds.append(convex_bound(levels, lengths=lengths).at(rate))
             if law is not None:
-                losses.append(float(law.loss([peak * factor for factor in factors])[0]))
+                losses.append(float(law.loss(peak * levels, lengths=lengths)[0]))
     return Scored(sum(plan.total_updates for plan in plans), tuple(bounds), tuple(losses))
 
 
-def road_to(plan: Schedule, budget: Budget) -> list[float]:
-    """The factors of all updates on the way to a budget's model."""
+def road_to(plan: Schedule, budget: Budget) -> Schedule:
+    """The schedule of the leg that a budget's model is made on."""
     for leg in plan.legs:
         if any(other.updates == budget.updates for other in leg.schedule.budgets):
-            return leg.schedule.factors(budget.post)
+            return leg.schedule
     raise ValueError(f"the schedule has no budget of {budget.updates} updates")
 
 
@@ -164,7 +168,7 @@ def _budgets(plan: Schedule, tokens: int | None) -> list[tuple[str, ...]]:
     for budget in plan.budgets:
         made = f"{budget.post:,}" + (f" (merge of {len(budget.merge.steps)})" if budget.merge else "")
         start = "" if budget.pre is None or budget.merge else f"{budget.pre:,}"
-        river = f"{sum(road_to(plan, budget)):,.0f}"
+        river = f"{road_to(plan, budget).river_time(budget.post):,.0f}"
         rows.append((f"{budget.updates:,}", start, made, f"{left + budget.post:,}", river))
         if tokens:
             rows[-1] = (*rows[-1], _short(budget.post * tokens))

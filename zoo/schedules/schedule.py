@@ -8,130 +8,27 @@ arXiv 2410.05192) decays on the road itself.
 Everything is counted in updates of the optimizer; ``factor(k)`` multiplies the peak learning rate in
 update number k, counted from 0. Nothing here needs torch or Lightning. Learning rates are functions of
 the update alone, so there is nothing to save for a resume, and two schedules that agree up to update k
-are the same schedule to a run that stands at k.
+are the same schedule to a run that stands at k. A `RunSchedule` leaves its length to the run.
 """
 
 import hashlib
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from zoo.schedules.shapes import Shape, check_shape, level
+import numpy as np
+from numpy.typing import NDArray
 
-Phase = Literal["warmup", "stable", "decay"]
-Touches = Literal["start", "end", "neither"]
+from zoo.schedules.segments import Budget, Merge, Phase, Segment, Touches, whole
+from zoo.schedules.shapes import Shape
+
 Beyond = Literal["hold", "peak"]
 _FORMAT = 1  # of the JSON
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Updates ``start`` to ``end - 1``, whose factors go from one level to another.
-
-    Args:
-        phase: What the segment is: warmup, stable or decay.
-        start: Its first update.
-        end: The first update after it.
-        first: The level that it comes from, as a multiple of the peak learning rate.
-        last: The level that it goes to.
-        shape: How it goes there (`zoo.schedules.level`).
-        parameter: The number that the shapes ``power`` and ``lowered_linear`` need.
-        touches: Which of the two levels an update of the segment has. With n updates, number j of them
-            stands at j / n (``start``; optax, transformers), (j + 1) / n (``end``) or (j + 1) / (n + 1)
-            (``neither``).
-
-    Raises:
-        ValueError: no updates, or a shape that cannot go from ``first`` to ``last``.
-    """
-
-    phase: Phase
-    start: int
-    end: int
-    first: float = 1.0
-    last: float = 1.0
-    shape: Shape = "linear"
-    parameter: float | None = None
-    touches: Touches = "end"
-
-    def __post_init__(self) -> None:
-        for name, value, known in (("phase", self.phase, Phase), ("touches", self.touches, Touches)):
-            if value not in get_args(known):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
-        if not 0 <= self.start < self.end:
-            raise ValueError(
-                f"a segment needs at least one update, from a start of 0 or more, got {self.start} to "
-                f"{self.end}"
-            )
-        check_shape(self.shape, self.first, self.last, self.parameter)
-
-    def __len__(self) -> int:
-        """Its updates."""
-        return self.end - self.start
-
-    def factor(self, step: int) -> float:
-        """The factor of update number ``step`` of the run."""
-        done = step - self.start + (self.touches != "start")
-        p = done / (len(self) + (self.touches == "neither"))
-        return level(self.shape, p, self.first, self.last, self.parameter)
-
-
-@dataclass(frozen=True)
-class Merge:
-    """Weights saved on the way, whose weighted mean stands in for a decay (WSM, arXiv 2507.17634).
-
-    Args:
-        start: Updates done at the first snapshot.
-        end: Updates done at the last, where the merge is made.
-        every: Updates between two snapshots.
-        shape: The decay that the weights of the mean imitate (`zoo.schedules.merge_weights`).
-        min_ratio: The level that this decay ends at.
-        parameter: The number that some shapes need.
-
-    Raises:
-        ValueError: the snapshots do not fill the window, or the shape cannot do this.
-    """
-
-    start: int
-    end: int
-    every: int
-    shape: Shape = "linear"
-    min_ratio: float = 0.0
-    parameter: float | None = None
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.start < self.end and self.every > 0 and (self.end - self.start) % self.every == 0):
-            raise ValueError(
-                f"snapshots every {self.every} updates must fill the window from {self.start} to "
-                f"{self.end}: its length must be a multiple of them"
-            )
-        check_shape(self.shape, 1.0, self.min_ratio, self.parameter)
-
-    @property
-    def steps(self) -> range:
-        """Updates done at each snapshot."""
-        return range(self.start, self.end + 1, self.every)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A number of updates that a model is wanted for, and where on the road it is made.
-
-    Args:
-        updates: The budget's name: what a run for it alone would spend.
-        pre: Updates done where the decay begins: the checkpoint to branch from; None without a stable phase.
-        post: Updates done (along the branch, if there is one) where the model is made.
-        branch: The decay beside the trunk, if it is not on it.
-        merge: The snapshots whose mean is the model, if it is merged.
-    """
-
-    updates: int
-    pre: int | None
-    post: int
-    branch: Segment | None = None
-    merge: Merge | None = None
+_CHUNK = 1 << 18  # updates at once: 2 MB
 
 
 @dataclass(frozen=True)
@@ -147,7 +44,35 @@ class Leg:
     schedule: "Schedule"
 
 
-class Schedule:
+class RunSchedule:
+    """A schedule that is as long as the run: what `constant`, `cosine` and `one_cycle` make without
+    ``updates``.
+
+    `zoo.callbacks.LRSchedule` and `zoo.callbacks.WSDS` give it the Trainer's number of updates. A `Schedule`
+    is one, whose length no run changes.
+
+    Args:
+        build: Makes the schedule of a number of updates.
+
+    >>> from zoo.schedules import cosine
+    >>> run = RunSchedule(lambda updates: cosine(updates, warmup=updates // 20))
+    >>> run.for_run(100).segments[0].end
+    5
+    """
+
+    def __init__(self, build: Callable[[int], "Schedule"]) -> None:
+        self._build = build
+
+    def for_run(self, updates: int) -> "Schedule":
+        """The schedule of a run.
+
+        Raises:
+            ValueError: it does not fit into so few updates.
+        """
+        return self._build(whole("updates", updates))
+
+
+class Schedule(RunSchedule):
     """A learning-rate schedule: segments of a run, and the budgets that it serves.
 
     The builders (`wsds`, `wsd`, `cosine`, ...) are the usual way to make one.
@@ -230,6 +155,10 @@ class Schedule:
     def _fields(self) -> tuple[tuple[Segment, ...], tuple[Budget, ...], Beyond]:
         return self.segments, self.budgets, self.beyond
 
+    def for_run(self, updates: int) -> "Schedule":
+        """Itself, however long the run is."""
+        return self
+
     @property
     def end(self) -> int:
         """Updates of the trunk."""
@@ -273,6 +202,17 @@ class Schedule:
         ]
         return inside + [self.factor(self.end)] * max(stop - self.end, 0)
 
+    def factors_at(self, steps: NDArray[Any]) -> NDArray[np.float64]:
+        """The factors of many updates (N,) of the trunk, up to rounding; a fraction is a point between
+        two.
+        """
+        found = np.full(len(steps), self.factor(self.end))
+        place = np.searchsorted(self._starts, steps, side="right") - 1
+        for number, segment in enumerate(self.segments):
+            own = (place == number) & (steps < self.end)
+            found[own] = segment.factors_at(steps[own])
+        return found
+
     def river_time(self, stop: int | None = None) -> float:
         """The sum of the factors of updates 0 to ``stop - 1``: progress along the river, in updates at
         the peak.
@@ -280,7 +220,9 @@ class Schedule:
         Below the edge of stability, gradient descent moves along the valley's floor by the sum of its
         learning rates (arXiv 2410.05192, section 3), whatever their order.
         """
-        return math.fsum(self.factors(stop))
+        stop = self.end if stop is None else stop
+        held = max(stop - self.end, 0) * self.factor(self.end)
+        return math.fsum([*(segment.sum(stop) for segment in self.segments), held])
 
     @property
     def legs(self) -> tuple[Leg, ...]:
@@ -378,14 +320,29 @@ class Schedule:
         """The first of the updates 0 to ``stop - 1`` whose factors differ between two trunks; None if
         none does.
         """
-        if self == other:
-            return None
-        return next((k for k in range(stop) if self.factor(k) != other.factor(k)), None)
+        edges = {0, stop, *self._starts, *other._starts, self.end, other.end}
+        for start, end in pairwise(sorted(edge for edge in edges if edge <= stop)):
+            if self._curve(start) == other._curve(start):
+                continue
+            for first in range(start, end, _CHUNK):
+                steps = np.arange(first, min(first + _CHUNK, end))
+                # Up to rounding; the factors that a run uses decide.
+                for k in steps[self.factors_at(steps) != other.factors_at(steps)].tolist():
+                    if self.factor(k) != other.factor(k):
+                        return k
+        return None
+
+    def _curve(self, step: int) -> tuple[Any, ...]:
+        segment = self._segment(step)
+        return (self.factor(step),) if segment is None else segment.curve
 
     def to_json(self) -> str:
         """The schedule as JSON; `from_json` gives back an equal one."""
-        segments, budgets = map(asdict, self.segments), map(asdict, self.budgets)
-        data = {"segments": list(segments), "budgets": list(budgets), "beyond": self.beyond}
+        segments = [_plain(segment) for segment in self.segments]
+        budgets = [
+            asdict(budget) | {"branch": budget.branch and _plain(budget.branch)} for budget in self.budgets
+        ]
+        data = {"segments": segments, "budgets": budgets, "beyond": self.beyond}
         return json.dumps({"format": _FORMAT, **data})
 
     @staticmethod
@@ -419,6 +376,12 @@ class Schedule:
     def hash(self) -> str:
         """Twelve hexadecimal digits that equal schedules share."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+def _plain(segment: Segment) -> dict[str, Any]:
+    """A segment as JSON has it: without a span where there is none, as schedules were always written."""
+    data = asdict(segment)
+    return {name: value for name, value in data.items() if name != "span" or value is not None}
 
 
 def _by_updates(budgets: list[Budget]) -> tuple[Budget, ...]:

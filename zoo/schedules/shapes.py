@@ -11,7 +11,10 @@ and is linear from there.
 """
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 Shape = Literal[
     "linear",
@@ -26,6 +29,7 @@ Shape = Literal[
     "lowered_linear",
 ]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
+P = TypeVar("P", float, NDArray[np.float64])
 
 
 def check_shape(shape: Shape, first: float, last: float, parameter: float | None = None) -> None:
@@ -61,14 +65,12 @@ def check_shape(shape: Shape, first: float, last: float, parameter: float | None
         raise ValueError(f"the shape {shape!r} has no parameter, got {parameter}")
 
 
-def level(
-    shape: Shape, p: float, first: float = 1.0, last: float = 0.1, parameter: float | None = None
-) -> float:
+def level(shape: Shape, p: P, first: float = 1.0, last: float = 0.1, parameter: float | None = None) -> P:
     """The level of a ramp at ``p``.
 
     Args:
         shape: How it goes.
-        p: Where, from 0 to 1.
+        p: Where, from 0 to 1; a number or an array.
         first: The level at p = 0 (``inv_greedy`` is at half of it there, ``lowered_linear`` at
             ``parameter`` of it).
         last: The level at p = 1.
@@ -114,16 +116,17 @@ def mean_level(shape: Shape, first: float = 1.0, last: float = 0.1, parameter: f
     return last + (first - last) * heights.get(shape, 1 / 2)  # the others are symmetric
 
 
-def _height(shape: Shape, p: float, parameter: float | None) -> float:
+def _height(shape: Shape, p: P, parameter: float | None) -> P:
     """From 1 at p = 0 to 0 at p = 1: the shapes that scale with the distance of the two levels."""
+    xp: Any = np if isinstance(p, np.ndarray) else math
     if shape == "linear":
         return 1 - p
     if shape == "cosine":
-        return (1 + math.cos(math.pi * p)) / 2
+        return (1 + xp.cos(math.pi * p)) / 2
     if shape == "mirror_cosine":
-        return 2 * (1 - p) - (1 + math.cos(math.pi * p)) / 2
+        return 2 * (1 - p) - (1 + xp.cos(math.pi * p)) / 2
     if shape == "1-sqrt":
-        return 1 - math.sqrt(p)
+        return 1 - xp.sqrt(p)
     if shape == "1-square":
         return 1 - p * p
     assert parameter is not None

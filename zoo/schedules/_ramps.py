@@ -1,0 +1,30 @@
+"""Ramps and plateaus as the builders put them together."""
+
+from zoo.schedules.segments import Segment, Touches, check_ratio
+from zoo.schedules.shapes import Shape
+
+
+def warmup_segments(length: int, low: float, touches: Touches, room: int, start: int = 0) -> list[Segment]:
+    """A linear warm-up of ``length`` updates from ``low``; none if that is 0."""
+    if length < 0 or length > room:
+        raise ValueError(
+            f"a warm-up of {length} updates does not fit into the {room} updates from update {start}"
+        )
+    if not 0 <= low <= 1:
+        raise ValueError(f"warmup_start must be a factor between 0 and 1, got {low}")
+    return [Segment("warmup", start, start + length, low, 1.0, touches=touches)] if length else []
+
+
+def stable_segments(start: int, end: int) -> list[Segment]:
+    """Updates at the peak; none if there is no room."""
+    return [Segment("stable", start, end)] if end > start else []
+
+
+def decay_segment(
+    start: int, end: int, last: float, shape: Shape, parameter: float | None, touches: Touches
+) -> Segment:
+    """A ramp from the peak down to ``last``."""
+    check_ratio("min_ratio", last)
+    # An update at a learning rate of zero would do nothing: the ramp to zero is aimed one update further.
+    aimed = "neither" if touches == "end" and last == 0 else touches
+    return Segment("decay", start, end, 1.0, last, shape, parameter, aimed)

@@ -207,7 +207,7 @@ def test_a_place_names_the_item_of_a_list_and_its_class(zoo, workspace):
     result = zoo(
         *FIT, "--config", "quickstart", "--trainer.callbacks+={class_path: LossCurve, init_args: {x: 1}}"
     )
-    assert "trainer.callbacks[6] (LossCurve).x: LossCurve takes no argument 'x'" in result.err
+    assert "trainer.callbacks[7] (LossCurve).x: LossCurve takes no argument 'x'" in result.err
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,8 @@ def test_what_a_callback_of_lightning_misses_is_one_line(zoo, workspace):
 
 
 def test_a_rate_out_of_range_is_one_line(zoo, workspace):
-    result = zoo("fit", "--config", "quickstart", "--model.lr_scheduler.max_lr", "1e308")
+    words = ("--model.lr_scheduler", "OneCycleLR", "--model.lr_scheduler.max_lr", "1e308")
+    result = zoo("fit", "--config", "quickstart", *words, "--model.lr_scheduler.total_steps", "9")
     line = "error: model.init_args.lr_scheduler (OneCycleLR): max_lr is 1e+308, and a float32 ends at 3.4e+38"
     assert (result.code, result.err.splitlines()[-1]) == (2, line)
     assert len(str(CommandError("x" * 5000))) == 2000

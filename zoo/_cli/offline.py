@@ -101,7 +101,8 @@ def refused(error: BaseException) -> str | None:
         if isinstance(cause, NotFetched):
             return str(cause)
         if not _allowed and type(cause).__name__ in ("OfflineModeIsEnabled", "LocalEntryNotFoundError"):
-            return f"a file of the Hugging Face hub is not here, and nothing is fetched without {FLAG}"
+            text = f"a file of the Hugging Face hub is not here, and nothing is fetched without {FLAG}"
+            return f"{error} ({text})" if isinstance(error, ValueError) else text
     return None
 
 

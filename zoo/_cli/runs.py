@@ -129,10 +129,7 @@ def open_run(folder: str, newest: bool = True) -> Resume:
         raise CommandError(
             f"--resume {folder}: no {CONFIG_FILE} there, so it is no run{close(folder, known)}"
         )
-    try:
-        lock = Lock(run) if starts_others() else None
-    except OSError as error:
-        raise CommandError(f"--resume {folder}: {error.strerror}, and a run writes in its folder") from error
+    lock = Lock(run) if starts_others() else None
     if lock is not None:
         remove_temporary(run)
     saved = saves(run)

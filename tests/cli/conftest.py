@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import lightning.pytorch  # noqa: F401 (here, since its log handler keeps the stderr that it is imported under)
 import pytest
 
 from zoo.cli import main

@@ -153,17 +153,18 @@ def test_the_config_wins_over_a_checkpoint_and_says_where(zoo, workspace):
 
 
 @pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
-@pytest.mark.parametrize("path", ["http://example.org/x.ckpt", "local.ckpt"])
-def test_every_load_asks_for_tensors_only(zoo, workspace, monkeypatch, verb, path):
+def test_every_load_asks_for_tensors_only(zoo, workspace, monkeypatch, verb):
     from lightning.pytorch import Trainer
 
     asked = {}
     # `wraps` keeps the signature, from which the command line takes its arguments.
     spy = functools.wraps(getattr(Trainer, verb))(lambda self, **kwargs: asked.update(kwargs))
     monkeypatch.setattr(Trainer, verb, spy)
-    torch.save({"state_dict": {}}, "local.ckpt")
-    assert zoo(verb, *FIT[1:], "--ckpt_path", path).code == 0
-    assert (asked["weights_only"], asked["ckpt_path"]) == (True, path)
+    keys = ("state_dict", "loops", "optimizer_states", "lr_schedulers")
+    whole = {key: {} for key in keys} | {"pytorch-lightning_version": "2.6.6", "epoch": 0, "global_step": 0}
+    torch.save(whole, "local.ckpt")
+    assert zoo(verb, *FIT[1:], "--ckpt_path", "local.ckpt").code == 0
+    assert (asked["weights_only"], asked["ckpt_path"]) == (True, "local.ckpt")
 
 
 def test_trust_anywhere_on_the_line_and_from_the_environment(monkeypatch):
@@ -207,3 +208,56 @@ def test_python_dash_m_zoo_is_the_command(workspace):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --trust needs the name of a package: --trust my_package\n"
+
+
+@pytest.fixture
+def project(workspace: Path) -> Path:
+    """A user's project in a folder of its own: a config that names two packages, both of them beside it."""
+    folder = workspace / "project"
+    (folder / "own_callbacks").mkdir(parents=True)
+    (folder / "own_callbacks" / "__init__.py").write_text("from lightning.pytorch import Callback as Mine\n")
+    (workspace / "my_model.py").rename(folder / "own_model.py")  # no other test imports it
+    text = (workspace / "small.yaml").read_text().replace("my_model", "own_model")
+    (folder / "mine.yaml").write_text(
+        text.replace("trainer:\n", "trainer:\n  callbacks: [{class_path: own_callbacks.Mine}]\n")
+    )
+    return folder
+
+
+def test_all_packages_that_need_trust_are_named_at_once(zoo, project, monkeypatch):
+    monkeypatch.chdir(project)
+    for words in (["fit", "--config", "mine.yaml"], ["check", "mine.yaml"]):
+        result = zoo(*words)
+        assert result.code == 2
+        assert "If you trust " in result.err
+        trusted = result.err.rstrip().rpartition(" --trust ")[2]
+        assert set(trusted.split(",")) == {"own_callbacks", "own_model"}
+        assert (
+            zoo(*words, "--trust", trusted, *["--trainer.fast_dev_run", "1"] * (words[0] == "fit")).code == 0
+        )
+
+
+def test_a_package_beside_a_config_elsewhere_is_found_and_where_to_go_is_said(zoo, project, monkeypatch):
+    monkeypatch.delitem(sys.modules, "own_model", raising=False)  # of another test: a user's process is fresh
+    result = zoo("fit", "--config", "project/mine.yaml")
+    assert result.code == 2
+    assert (
+        f"modules are sought in the current folder, {project.parent}, and among what is installed"
+        in result.err
+    )
+    assert f"it lies in {project}, so cd there" in result.err
+    assert "there is no module named" in result.err
+
+
+def test_a_config_in_another_folder_does_not_change_where_packages_are_sought(zoo, workspace):
+    """The parser works in the folder of the config that it reads; the user is where the command was typed."""
+    Path("configs").mkdir()
+    Path("small.yaml").rename("configs/small.yaml")
+    result = zoo("fit", "--config", "configs/small.yaml")
+    assert result.err.rstrip().endswith("run: zoo fit --config configs/small.yaml --trust my_model")
+    assert (
+        zoo("fit", "--config", "configs/small.yaml", "--trust", "my_model", "--trainer.max_steps", "1").code
+        == 0
+    )
+    result = zoo("fit", "--resume", "runs/small/version_0")
+    assert result.err.rstrip().endswith("run: zoo fit --resume runs/small/version_0 --trust my_model")

@@ -1,5 +1,6 @@
 """The verbs that answer without torch: list, show, cp, --help, --version; and check."""
 
+import re
 import subprocess
 import sys
 import time
@@ -147,3 +148,26 @@ def test_check_of_a_config_for_a_cluster_builds_here(zoo, workspace):
     result = zoo("check", "big.yaml", "--trust", "my_model")
     assert result.code == 0, result.err
     assert "this machine has no tpu" in result.out
+
+
+def test_show_knows_every_name_of_the_readme(zoo, root):
+    """What stands there as `zoo.x.Y`, and what a verb is shown with."""
+    text = re.sub(r"<!-- evidence.*?<!-- /evidence -->", "", (root / "README.md").read_text(), flags=re.S)
+    names = set(re.findall(r"`(zoo(?:\.\w+)+)`", text)) | set(re.findall(r"zoo show (\w+)", text))
+    assert {"zoo.rng.normal", "zoo.base.ZooModule", "zoo.callbacks", "MeanFlow"} <= names
+    for name in sorted(names):
+        result = zoo("show", name)
+        assert result.code == 0 and result.out.startswith(name if "." in name else "zoo."), (name, result)
+
+
+def test_check_takes_a_stack_of_configs_as_one_run(zoo, workspace):
+    """As `zoo fit` does: later ones win, and settings on the line win over all."""
+    Path("wide.yaml").write_text("model: {init_args: {width: 8}}\n")
+    assert zoo("check", "wide.yaml", "--trust", "my_model").code == 2  # a part alone is no run
+    words = ("--trust", "my_model", "--config", "small.yaml", "--config=wide.yaml")
+    result = zoo("check", *words)
+    assert (result.code, result.out) == (0, "small.yaml + wide.yaml: ok, Net on Digits, 529 parameters\n")
+    result = zoo("check", *words, "--model.width", "4")
+    assert (result.code, result.out) == (0, "small.yaml + wide.yaml: ok, Net on Digits, 265 parameters\n")
+    assert zoo("check", *words, "--model.width", "x").code == 2
+    assert "either bare configs or --config" in zoo("check", "small.yaml", "--config", "wide.yaml").err

@@ -31,12 +31,14 @@ def main() -> None:
         "fuzz_configs",
         [
             {
-                "claim": "a hostile config ends with status 0 or 2; nothing outside is imported, fetched, written",
-                "scale": f"{COUNT} mutated bundled configs of {kinds} kinds, check and fit of 2 updates, 20 s each",
-                "paper": f"before: {BEFORE['traceback']} tracebacks, {BEFORE['hang'] + BEFORE['died']} hung or "
+                "claim": "a hostile config ends with status 0 or 2, and touches its own folder only",
+                "scale": f"{COUNT} mutated bundled configs, {kinds} kinds; check, fit of 2 updates; 20 s",
+                "paper": f"before: {BEFORE['traceback']} tracebacks, "
+                f"{BEFORE['hang'] + BEFORE['died']} hung or "
                 f"crashed, {BEFORE['fetched']} fetched",
                 "ours": f"{verdicts['ok']} ran, {verdicts['refused']} refused in one line, "
-                f"{verdicts['traceback']} tracebacks, {broken} hung or crashed, {len(touched)} touched anything",
+                f"{verdicts['traceback']} tracebacks, {broken} hung or crashed, "
+                f"{len(touched)} touched more",
             }
         ],
         {

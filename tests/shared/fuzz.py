@@ -18,6 +18,9 @@ BASES = ("quickstart", "flow/eight_gaussians", "flow/digits_pretrain", "lm/bigra
 CANARY = "canary_module"  # an importable module that no config may import
 REMOTE = "http://127.0.0.1:9/canary"
 _BASES = {name: yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in BASES}
+_BASES["lm/stdlib_wsds"]["data"]["init_args"]["source"] = (
+    "pydoc_topics"  # a tokenizer in a second, not in ten
+)
 
 _VALUES: list[Any] = [
     *(

@@ -58,6 +58,8 @@ def show(name: str) -> None:
         say((configs.folder() / f"{name}.yaml").read_text(encoding="utf-8").rstrip())
         return
     if name == configs.PACKAGE:
+        say(f"{name}: what `zoo fit --config NAME` takes by name")
+        say()
         list_names("configs")
         return
     if name in packages():

@@ -1,0 +1,35 @@
+"""A checkpoint of a few MB that inflates to gigabytes is refused before it is inflated."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+LIMIT = 1 << 30  # bytes of the process that reads; PyTorch alone takes a third
+SIZE = 3_000_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True, reason="`zoo.io.load_checkpoint` does not look at the sizes in the archive yet"
+)
+def test_an_inflating_checkpoint_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("archive/data.pkl", "w", force_zip64=True) as file:
+            for _ in range(SIZE // 10_000_000):
+                file.write(bytes(10_000_000))
+        archive.writestr("archive/version", "3\n")
+    assert path.stat().st_size < 4_000_000
+    code = (
+        "import resource, sys; from zoo.io import load_checkpoint\n"
+        "try: load_checkpoint(sys.argv[1])\n"
+        "except ValueError as error: print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    message, peak = done.stdout.splitlines()
+    assert "bomb.ckpt" in message
+    assert int(peak) < LIMIT

@@ -84,7 +84,7 @@ class ResumePoint:
         # iterator consumes the state; in a new epoch Lightning makes the iterator after this one, as it
         # always does.
         for each in loader.flattened:
-            _set_sampler_epoch(each, fit_loop.epoch_progress.current.processed)
+            _set_sampler_epoch(each, trainer.current_epoch)
         loader._load_state_dicts(self.loaders)
         fit_loop._combined_loader_states_to_load = []
         iter(fetcher)

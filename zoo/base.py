@@ -8,17 +8,20 @@ deep
 * `init_from` starts a run from the weights of another one.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor
 
 from zoo.events import record, shown
+from zoo.import_policy import VARIABLE, allowed_imports, trusted_packages
 from zoo.io import find_checkpoint, load_checkpoint
 
 _DROPPED = "not_saved"  # hyperparameter that lists the arguments a checkpoint could not keep
@@ -57,6 +60,8 @@ class _PlainHyperparameters:
 
         Raises:
             TypeError: an argument that the checkpoint could not keep is not among ``kwargs``.
+            ValueError: the checkpoint names something outside the import policy (`zoo.import_policy`), which
+                allows the package of this class and those in ``ZOO_TRUST`` as well.
         """
         key = cls.CHECKPOINT_HYPER_PARAMS_KEY  # type: ignore[attr-defined]
         saved = load_checkpoint(checkpoint_path, lazy=True).get(key) or {}
@@ -67,9 +72,20 @@ class _PlainHyperparameters:
                 f"{cls.__name__} (objects are not kept in checkpoints): pass them again, for example "
                 f"{cls.__name__}.load_from_checkpoint(path, {', '.join(f'{name}=...' for name in missing)})"
             )
-        return super().load_from_checkpoint(  # type: ignore[misc]
-            checkpoint_path, **(kwargs | {"weights_only": True})
-        )
+        trusted = [cls.__module__.partition(".")[0], *trusted_packages()]
+        try:
+            with allowed_imports(trusted, keep=True):
+                return super().load_from_checkpoint(  # type: ignore[misc]
+                    checkpoint_path, **(kwargs | {"weights_only": True})
+                )
+        except ArgumentError as error:
+            text = " ".join(str(error).split())
+            if named := re.search(r"Importing '(.+?)' is not allowed", text):
+                text = (
+                    f"it names {named[1]}, which checkpoints do not import. Pass that argument in Python, or "
+                    f"name its package in the variable {VARIABLE}"
+                )
+            raise ValueError(f"{checkpoint_path} does not rebuild {cls.__name__}: {text}") from error
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         with atomic_path(path) as temporary, open(temporary, "wb", buffering=0) as file:
-            writer = _FlushedWhileWritten(file)
+            writer: Any = _FlushedWhileWritten(file)
             try:
                 torch.save(checkpoint, writer)
                 writer.flush()

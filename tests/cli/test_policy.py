@@ -12,7 +12,8 @@ import yaml
 from jsonargparse import _common, _optionals
 
 from zoo._cli.errors import CommandError
-from zoo._cli.policy import ALLOWED, denied_modules, import_policy, split_trust
+from zoo._cli.policy import import_policy, split_trust
+from zoo.import_policy import ALLOWED, denied_modules
 
 FIT = ("fit", "--trust", "my_model", "--config", "small.yaml")
 

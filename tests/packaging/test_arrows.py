@@ -11,7 +11,7 @@ from layout import sources
 from zoo._lazy import table
 
 ROOMS = {"flow", "schedules", "recovery", "sinks", "instability", "vlm", "memory", "lm", "vision"}
-GROUND = {"_lazy", "base", "io", "rng", "events", "checkpoint_io", "attention", "metrics"}
+GROUND = {"_lazy", "base", "io", "rng", "events", "checkpoint_io", "import_policy", "attention", "metrics"}
 COMMAND_LINE = {"cli", "_cli", "__main__"}
 
 

@@ -356,9 +356,8 @@ class ZooCLI(LightningCLI):
         config["callbacks"] = callbacks
         with one_line("trainer: "):
             trainer = super().instantiate_trainer(**kwargs)
-        if (
-            type(trainer.strategy.checkpoint_io) is TorchCheckpointIO
-        ):  # neither the strategy's nor the user's own
+        own = trainer._accelerator_connector.checkpoint_io is not None  # the user's, among the plugins
+        if not own and type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # nor the strategy's
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self.subcommand == "fit":
             # Behind the checkpoint callbacks, whose state its own checkpoint holds.

@@ -48,7 +48,7 @@ def test_pytorchs_advice_to_unpickle_is_not_quoted(tmp_path: Path, objects: bool
         torch.save({"state_dict": {}, "path": Path()}, path)
     else:
         path.write_bytes(b"no checkpoint")
-    with pytest.raises(ValueError, match="x.ckpt") as error:
+    with pytest.raises(ValueError, match=r"x\.ckpt") as error:
         load_checkpoint(path)
     for advice in ("weights_only", "can still be loaded", "trust the source", "trusted source"):
         assert advice not in str(error.value)

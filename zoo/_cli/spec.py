@@ -113,7 +113,7 @@ def try_optimizers(model: Any) -> None:
             if not class_path.startswith(suffix) or is_schedule != (subject is None):
                 continue
             parent = path.rpartition(".")[0]
-            owner = subject if subject is not None else built.get(parent, torch.optim.AdamW(parameters))
+            owner: Any = subject if subject is not None else built.get(parent, torch.optim.AdamW(parameters))
             try:
                 made = instantiate_class(owner, node | {"init_args": node.get("init_args") or {}})
             except Exception as error:  # a number out of range can be any of a dozen errors

@@ -250,8 +250,9 @@ def test_a_package_beside_a_config_elsewhere_is_found_and_where_to_go_is_said(zo
     assert "there is no module named" in result.err
 
 
-def test_a_config_in_another_folder_does_not_change_where_packages_are_sought(zoo, workspace):
+def test_a_config_in_another_folder_does_not_change_where_packages_are_sought(zoo, workspace, monkeypatch):
     """The parser works in the folder of the config that it reads; the user is where the command was typed."""
+    monkeypatch.delitem(sys.modules, "my_model", raising=False)  # of another test: a user's process is fresh
     Path("configs").mkdir()
     Path("small.yaml").rename("configs/small.yaml")
     result = zoo("fit", "--config", "configs/small.yaml")
@@ -260,5 +261,6 @@ def test_a_config_in_another_folder_does_not_change_where_packages_are_sought(zo
         zoo("fit", "--config", "configs/small.yaml", "--trust", "my_model", "--trainer.max_steps", "1").code
         == 0
     )
+    monkeypatch.delitem(sys.modules, "my_model")
     result = zoo("fit", "--resume", "runs/small/version_0")
     assert result.err.rstrip().endswith("run: zoo fit --resume runs/small/version_0 --trust my_model")

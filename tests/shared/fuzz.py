@@ -140,7 +140,7 @@ _PLACES = [
 _CALLBACKS: list[Any] = [
     *(
         "LearningRateFinder",
-        "BatchSizeFinder",
+        "LearningRateMonitor",
         "StochasticWeightAveraging",
         "EarlyStopping",
         "Timer",

@@ -20,7 +20,7 @@ from zoo._cli.errors import CommandError, shorten
 MAX_BYTES = 1_000_000
 MAX_VALUES = 20_000  # with every alias counted as what it repeats
 MAX_DEPTH = 64  # collections inside each other
-MAX_MODULES = 100_000  # layers that the classes of a config may build; the largest language models have 10^4
+MAX_MODULES = 10_000  # that the classes of a config may build; LLaMA of 405 billion parameters has 2,000
 
 _PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML has it
 

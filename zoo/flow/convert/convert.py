@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.flow.convert.attention import join_attention, split_attention
 from zoo.flow.convert.clock import drop_variance, flip_clock
 from zoo.flow.convert.layouts import AVERAGE, CURRENT, Clock, Recipe, recognize
-from zoo.flow.convert.modules import Contents, contents, is_network
+from zoo.flow.convert.modules import Contents, contents, is_network, training_arguments
 from zoo.flow.convert.tensors import read_checkpoint
 from zoo.flow.networks.dhariwal_unet import DhariwalUNet
 from zoo.flow.networks.dit import DiT
@@ -74,6 +74,7 @@ def convert_checkpoint(
     value = read_checkpoint(source)
     try:
         found = contents(_select(value, weights))
+        found.trained_with = training_arguments(value)
         recipe = recognize(found, heads, clock)
         state = _state(found, recipe)
     except ValueError as error:

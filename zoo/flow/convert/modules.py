@@ -24,11 +24,13 @@ class Contents:
         tensors: Parameters and buffers by their full names.
         kinds: Names of the classes of the modules, by their full names; "" is the whole.
         attributes: Plain attributes of the modules, by their full names.
+        trained_with: Arguments of the program that made the checkpoint, where it says.
     """
 
     tensors: dict[str, StoredTensor] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     attributes: dict[str, Mapping[Any, Any]] = field(default_factory=dict)
+    trained_with: Mapping[Any, Any] = field(default_factory=dict)
 
 
 def is_network(value: Any) -> bool:
@@ -70,6 +72,12 @@ def contents(value: Any) -> Contents:
         if len(found.tensors) + len(found.kinds) + len(waiting) > _LIMIT or name.count(".") > 50:
             raise ValueError("its modules contain each other, or are more than any network has")
     return found
+
+
+def training_arguments(value: Any) -> Mapping[Any, Any]:
+    """The arguments of the training program that a checkpoint keeps as ``args``: a dict, or a Namespace."""
+    arguments = value.get("args") if isinstance(value, dict) else None
+    return _mapping(arguments.state if isinstance(arguments, Inert) else arguments)
 
 
 def _record(module: Any) -> Mapping[Any, Any] | None:

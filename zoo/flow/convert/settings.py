@@ -54,7 +54,8 @@ def check_settings(found: Contents, network: str) -> None:
             if str(value).lower() not in (expected, expected[0]):
                 raise ValueError(
                     f"it was trained with {setting}={_shown(value)}, and only networks of "
-                    f"{setting}={expected} can be converted: their output is read as a velocity on the linear path"
+                    f"{setting}={expected} can be converted: their output is read as a velocity on the "
+                    "linear path"
                 )
 
 

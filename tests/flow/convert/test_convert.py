@@ -359,6 +359,66 @@ def test_settings_that_change_the_computation_are_refused(
     assert not (tmp_path / "y.safetensors").exists()
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_compiled_networks(whole: bool, tmp_path: Path) -> None:
+    """torch.compile puts "_orig_mod." before the names, of the network or of parts of it."""
+    network = wake(UNETS["edm2"]())
+    if whole:
+        record = preconditioned(network)
+        compiled = nn.Module()
+        compiled._modules["_orig_mod"] = record  # type: ignore[assignment]
+        path = write_pickle(tmp_path / "x.pkl", {"ema": compiled})
+    else:
+        state = {f"_orig_mod.unet._orig_mod.{name}": value for name, value in network.state_dict().items()}
+        torch.save({"ema": state}, tmp_path / "x.pt")
+        path = tmp_path / "x.pt"
+    convert_checkpoint(path, tmp_path / "x.safetensors", heads=2)
+    z, t, label = inputs(network)
+    assert (
+        load_converted(tmp_path / "x.safetensors")
+        .network(z, t, None, label)
+        .equal(network(z, t, None, label))
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "weights"),
+    [
+        (["model_state_dict"], "net"),
+        (["state_dict"], "net"),
+        (["ema", "state_dict"], "ema"),
+        (["ema_state_dict"], "ema"),
+        (["model", "state_dict"], "net"),
+    ],
+)
+def test_wrapped_state_dicts(keys: list[str], weights: Any, tmp_path: Path) -> None:
+    network = wake(UNETS["ddpm++"]())
+    value: dict[str, Any] = official_state(network)
+    for key in reversed(keys):
+        value = {key: value, "epoch": 3}
+    torch.save(value, tmp_path / "x.pt")
+    convert_checkpoint(tmp_path / "x.pt", tmp_path / "x.safetensors", weights)
+    got = load_converted(tmp_path / "x.safetensors").network.state_dict()
+    assert all(got[name].equal(tensor) for name, tensor in network.state_dict().items())
+    other = "net" if weights == "ema" else "ema"
+    with pytest.raises(ValueError, match=f"it holds no network as .*'{keys[0]}': take weights={weights}"):
+        convert_checkpoint(tmp_path / "x.pt", tmp_path / "y.safetensors", other)
+
+
+def test_what_needs_no_conversion(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "x.safetensors", official_state(UNETS["ddpm++"]()))
+    with pytest.raises(ValueError, match=r"x\.safetensors is already in safetensors: if zoo convert made it"):
+        convert_checkpoint(tmp_path / "x.safetensors", tmp_path / "y.safetensors")
+    state = {f"network.{name}": value for name, value in UNETS["ddpm++"]().state_dict().items()}
+    contents = {"state_dict": state, "flow": {}, "pytorch-lightning_version": "2.6.0"}
+    torch.save(contents, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"is a checkpoint of zoo\.flow.* take it as it is"):
+        convert_checkpoint(tmp_path / "x.ckpt", tmp_path / "y.safetensors")
+    torch.save({"generator": state, "discriminator": state}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"but 'generator', 'discriminator': save one of them"):
+        convert_checkpoint(tmp_path / "x.pt", tmp_path / "y.safetensors")
+
+
 def test_numbers_of_numpy_are_read(tmp_path: Path) -> None:
     whole = preconditioned(UNETS["ddpm++"](), sigma_data=np.float64(1.0))
     info = convert_checkpoint(write_pickle(tmp_path / "x.pkl", {"ema": whole}), tmp_path / "x.safetensors")

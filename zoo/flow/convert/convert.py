@@ -77,7 +77,7 @@ def convert_checkpoint(
     if Path(source).suffix == ".safetensors":
         raise ValueError(
             f"{source} is already in safetensors: if zoo convert made it, give it to init_from or to a "
-            "teacher as it is; if not, convert the checkpoint it came from (.pkl, .pt), which says what network it is"
+            "teacher as it is; if not, convert the checkpoint it came from (.pkl, .pt)"
         )
     value = read_checkpoint(source)
     try:

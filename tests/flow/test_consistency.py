@@ -387,6 +387,34 @@ class TestClosedForms:
             cdf = lambda x: 0.3 * stats.norm.cdf(x, -1.0, 0.2) + 0.7 * stats.norm.cdf(x, 0.8, 0.35)  # noqa: E731
             assert stats.kstest(samples, cdf).pvalue > 1e-3
 
+    @pytest.mark.parametrize("eps", [0.0, 0.3])
+    @pytest.mark.parametrize("path", [EXPLODING, TrigonometricPath(0.5), LinearPath()], ids=repr)
+    def test_steps_are_those_of_the_algorithm(self, eps: float, path: Any) -> None:
+        """x <- f(x + sqrt(s^2 - eps^2) e, s), item by item in EDM's own coordinates, on every path."""
+        net = network().double().eval()
+        noise = torch.randn(3, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        levels, labels = torch.tensor([80.0, 2.0, 0.6], dtype=torch.float64), torch.arange(5) % 3
+        expected = []
+        for item, label in enumerate(labels):
+            denoise = FlowModel(net, EDMPreconditioning(0.5, boundary=eps)).denoise
+            x = denoise(levels[0] * noise[0, item][None], levels[:1], label[None])
+            for step in (1, 2):
+                state = x + math.sqrt(levels[step] ** 2 - eps**2) * noise[step, item]
+                x = denoise(state, levels[step][None], label[None])
+            expected.append(x[0].detach())
+        model = FlowModel(net, EDMPreconditioning(0.5, boundary=eps), path)
+        samples = sample_consistency(model, lambda step: noise[step], path.time_of(levels), labels)
+        torch.testing.assert_close(samples, torch.stack(expected), rtol=1e-9, atol=1e-9)
+
+    def test_steps_below_the_boundary_keep_what_they_are_given(self) -> None:
+        model = FlowModel(network().double().eval(), EDMPreconditioning(0.5, boundary=0.3))
+        noise = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        once, twice = (
+            sample_consistency(model, lambda step: noise[step], torch.tensor(levels), torch.zeros(5).long())
+            for levels in ([80.0], [80.0, 0.2])
+        )
+        torch.testing.assert_close(twice, once)
+
 
 class TestContinuousLoss:
     def restated(self, velocity_of: Any, weight: str, warmup: float) -> float:

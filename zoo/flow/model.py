@@ -49,6 +49,11 @@ class FlowModel(nn.Module):
         """Number of classes, or None; label ``num_classes`` means "no class"."""
         return getattr(self.network, "num_classes", None)
 
+    @property
+    def boundary(self) -> float:
+        """Noise level up to which the denoiser keeps a state as it is: above 0 in some consistency models."""
+        return float(getattr(self.preconditioning, "boundary", 0.0))
+
     def on(self, path: Path) -> "FlowModel":
         """The same network read on another path."""
         return FlowModel(self.network, self.preconditioning, path)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import SMALL, UNETS, dit, persistent, preconditioned, wake, write_pickle
@@ -309,6 +310,137 @@ def test_other_contents_are_refused(tmp_path: Path) -> None:
         convert_checkpoint(path, tmp_path / "x.safetensors", weights="raw")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="which have official layouts"):
         official_state(nn.Linear(1, 1))
+
+
+def block(whole: Any, name: str) -> dict[str, Any]:
+    """The attributes of a module in the record of a network."""
+    (network,) = (
+        m
+        for m in whole.meta["state"]["_modules"].values()
+        if hasattr(m, "meta") and "enc" in m.meta["state"]["_modules"]
+    )
+    module = network
+    for part in name.split("."):
+        modules = module.meta["state"]["_modules"] if hasattr(module, "meta") else module._modules
+        module = modules[part]
+    return module.meta["state"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "settings", "same"),
+    [
+        ("edm2", "enc.4x4_down", {"res_balance": 0.5}, {"res_balance": 0.3}),
+        ("edm2", "dec.4x4_in0", {"attn_balance": np.float64(0.2)}, {"attn_balance": np.float64(0.3)}),
+        ("edm2", "dec.8x8_up", {"clip_act": None}, {"clip_act": 256}),
+        ("edm2", "enc.4x4_down", {"resample_filter": [1, 3, 3, 1]}, {"resample_filter": [1, 1]}),
+        ("ddpm++", "enc.4x4_down", {"skip_scale": 1.0}, {"skip_scale": np.sqrt(0.5)}),
+        ("ddpm++", "enc.4x4_down.norm0", {"eps": 1e-5}, {"eps": 1e-6}),
+        ("ddpm++", "enc.4x4_down.conv0", {"fused_resample": True}, {"fused_resample": False}),
+        ("ncsn++", "enc.4x4_aux_residual", {"fused_resample": False}, {"fused_resample": True}),
+        ("ddpm++", "map_noise", {"endpoint": False}, {"endpoint": True}),
+        ("adm", "enc.4x4_down", {"adaptive_scale": False}, {"adaptive_scale": True}),
+        ("adm", "enc.4x4_down", {"skip_scale": 0.5}, {"skip_scale": 1}),
+    ],
+)
+def test_settings_that_change_the_computation_are_refused(
+    kind: str, name: str, settings: dict[str, Any], same: dict[str, Any], tmp_path: Path
+) -> None:
+    """They are not in the tensors, and the networks here have the published ones."""
+    network = UNETS[kind]()
+    whole = preconditioned(network)
+    if kind == "ncsn++":  # where the published setting is not the class's default
+        block(whole, "enc.4x4_aux_residual")["fused_resample"] = True
+    block(whole, name).update(same)
+    convert_checkpoint(write_pickle(tmp_path / "x.pkl", {"ema": whole}), tmp_path / "x.safetensors")
+    block(whole, name).update(settings)
+    path = write_pickle(tmp_path / "y.pkl", {"ema": whole})
+    with pytest.raises(ValueError, match=rf"{name}.* has {next(iter(settings))}=.*no other is supported"):
+        convert_checkpoint(path, tmp_path / "y.safetensors")
+    assert not (tmp_path / "y.safetensors").exists()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_compiled_networks(whole: bool, tmp_path: Path) -> None:
+    """torch.compile puts "_orig_mod." before the names, of the network or of parts of it."""
+    network = wake(UNETS["edm2"]())
+    if whole:
+        record = preconditioned(network)
+        compiled = nn.Module()
+        compiled._modules["_orig_mod"] = record  # type: ignore[assignment]
+        path = write_pickle(tmp_path / "x.pkl", {"ema": compiled})
+    else:
+        state = {f"_orig_mod.unet._orig_mod.{name}": value for name, value in network.state_dict().items()}
+        torch.save({"ema": state}, tmp_path / "x.pt")
+        path = tmp_path / "x.pt"
+    convert_checkpoint(path, tmp_path / "x.safetensors", heads=2)
+    z, t, label = inputs(network)
+    assert (
+        load_converted(tmp_path / "x.safetensors")
+        .network(z, t, None, label)
+        .equal(network(z, t, None, label))
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "weights"),
+    [
+        (["model_state_dict"], "net"),
+        (["state_dict"], "net"),
+        (["ema", "state_dict"], "ema"),
+        (["ema_state_dict"], "ema"),
+        (["model", "state_dict"], "net"),
+    ],
+)
+def test_wrapped_state_dicts(keys: list[str], weights: Any, tmp_path: Path) -> None:
+    network = wake(UNETS["ddpm++"]())
+    value: dict[str, Any] = official_state(network)
+    for key in reversed(keys):
+        value = {key: value, "epoch": 3}
+    torch.save(value, tmp_path / "x.pt")
+    convert_checkpoint(tmp_path / "x.pt", tmp_path / "x.safetensors", weights)
+    got = load_converted(tmp_path / "x.safetensors").network.state_dict()
+    assert all(got[name].equal(tensor) for name, tensor in network.state_dict().items())
+    other = "net" if weights == "ema" else "ema"
+    with pytest.raises(ValueError, match=f"it holds no network as .*'{keys[0]}': take weights={weights}"):
+        convert_checkpoint(tmp_path / "x.pt", tmp_path / "y.safetensors", other)
+
+
+def test_what_needs_no_conversion(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "x.safetensors", official_state(UNETS["ddpm++"]()))
+    with pytest.raises(ValueError, match=r"x\.safetensors is already in safetensors: if zoo convert made it"):
+        convert_checkpoint(tmp_path / "x.safetensors", tmp_path / "y.safetensors")
+    state = {f"network.{name}": value for name, value in UNETS["ddpm++"]().state_dict().items()}
+    contents = {"state_dict": state, "flow": {}, "pytorch-lightning_version": "2.6.0"}
+    torch.save(contents, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"is a checkpoint of zoo\.flow.* take it as it is"):
+        convert_checkpoint(tmp_path / "x.ckpt", tmp_path / "y.safetensors")
+    torch.save({"generator": state, "discriminator": state}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"but 'generator', 'discriminator': save one of them"):
+        convert_checkpoint(tmp_path / "x.pt", tmp_path / "y.safetensors")
+
+
+def test_numbers_of_numpy_are_read(tmp_path: Path) -> None:
+    whole = preconditioned(UNETS["ddpm++"](), sigma_data=np.float64(1.0))
+    info = convert_checkpoint(write_pickle(tmp_path / "x.pkl", {"ema": whole}), tmp_path / "x.safetensors")
+    assert info["preconditioning"]["sigma_data"] == 1.0
+    whole = preconditioned(UNETS["ddpm++"](), sigma_data="1")
+    with pytest.raises(ValueError, match="its sigma_data is '1', and must be a finite number"):
+        convert_checkpoint(write_pickle(tmp_path / "x.pkl", {"ema": whole}), tmp_path / "y.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("setting", "good", "bad"), [("path_type", "Linear", "GVP"), ("prediction", "v", "score")]
+)
+def test_other_trainings_of_sit_are_refused(setting: str, good: str, bad: str, tmp_path: Path) -> None:
+    """SiT's file says on which path it was trained and what its output is."""
+    for value in (good, bad):
+        contents = {"ema": dit().state_dict(), "args": argparse.Namespace(**{setting: value})}
+        torch.save(contents, tmp_path / "x.pt")
+        if value == good:
+            convert_checkpoint(tmp_path / "x.pt", tmp_path / "x.safetensors", heads=2, clock="data_at_1")
+            continue
+        with pytest.raises(ValueError, match=f"it was trained with {setting}='{bad}', and only networks of"):
+            convert_checkpoint(tmp_path / "x.pt", tmp_path / "y.safetensors", heads=2, clock="data_at_1")
 
 
 def test_files_that_were_not_converted_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.flow.convert.attention import join_attention, split_attention
 from zoo.flow.convert.clock import drop_variance, flip_clock
 from zoo.flow.convert.layouts import AVERAGE, CURRENT, Clock, Recipe, recognize
-from zoo.flow.convert.modules import Contents, contents, is_network
+from zoo.flow.convert.modules import Contents, contents, is_network, training_arguments
 from zoo.flow.convert.tensors import read_checkpoint
 from zoo.flow.networks.dhariwal_unet import DhariwalUNet
 from zoo.flow.networks.dit import DiT
@@ -24,7 +24,10 @@ from zoo.io import load_tensors, save_tensors
 
 NETWORKS: dict[str, Any] = {kind.__name__: kind for kind in (SongUNet, DhariwalUNet, EDM2UNet, DiT)}
 READINGS: dict[str, Any] = {kind.__name__: kind for kind in (EDMPreconditioning, VelocityPrediction)}
-_KEYS = {"ema": ("ema",), "net": ("net", "model")}
+_KEYS = {
+    "ema": ("ema", "ema_state_dict", "model_ema"),
+    "net": ("net", "model", "model_state_dict", "state_dict"),
+}
 
 
 class Converted(NamedTuple):
@@ -71,9 +74,15 @@ def convert_checkpoint(
         raise ValueError(f"dest must be a name that ends in .safetensors, got {dest}")
     if weights not in _KEYS:
         raise ValueError(f"weights must be 'ema' or 'net', got {weights!r}")
+    if Path(source).suffix == ".safetensors":
+        raise ValueError(
+            f"{source} is already in safetensors: if zoo convert made it, give it to init_from or to a "
+            "teacher as it is; if not, convert the checkpoint it came from (.pkl, .pt)"
+        )
     value = read_checkpoint(source)
     try:
         found = contents(_select(value, weights))
+        found.trained_with = training_arguments(value)
         recipe = recognize(found, heads, clock)
         state = _state(found, recipe)
     except ValueError as error:
@@ -157,15 +166,29 @@ def _select(value: Any, weights: str) -> Any:
         return value
     if not isinstance(value, dict):
         raise ValueError("it holds neither a network nor a dict with one")
-    networks = [str(key) for key, item in value.items() if is_network(item)]
+    if "pytorch-lightning_version" in value and "flow" in value:
+        raise ValueError(
+            "it is a checkpoint of zoo.flow, not a published one: init_from and a teacher take it as it is"
+        )
+    networks = {str(key): inner for key, item in value.items() if (inner := _unwrapped(item)) is not None}
     for key in _KEYS[weights]:
         if key in networks:
-            return value[key]
+            return networks[key]
     other = next((name for name, keys in _KEYS.items() if set(keys) & set(networks)), None)
+    hint = f": take weights={other}" if other else ""
+    if networks and not other:
+        hint = f": save one of them, such as {next(iter(networks))!r}, in a file of its own (torch.save)"
     raise ValueError(
-        f"it holds no network as {' or '.join(_KEYS[weights])!r}, but {', '.join(networks) or 'none at all'}"
-        + (f": take weights={other}" if other else "")
+        f"it holds no network as {weights!r}, but {', '.join(map(repr, networks)) or 'none at all'}{hint}"
     )
+
+
+def _unwrapped(item: Any) -> Any:
+    """A network, also where it is all that a dict has under "state_dict" or the like; None if it is none."""
+    if is_network(item) or not isinstance(item, dict):
+        return item if is_network(item) else None
+    inner = [value for key, value in item.items() if str(key) in _KEYS["net"] and is_network(value)]
+    return inner[0] if len(inner) == 1 else None
 
 
 def _state(found: Contents, recipe: Recipe) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zoo.flow.convert.modules import Contents
+from zoo.flow.convert.settings import check_settings, number, plain
 
 Clock = Literal["data_at_0", "data_at_1"]
 CURRENT, AVERAGE = "net.", "net_ema."  # before the names of MeanFlow's CIFAR-10 network
@@ -58,8 +59,15 @@ def recognize(found: Contents, heads: int | None = None, clock: Clock | None = N
         clock: Where a DiT's data are, where the file does not say.
 
     Raises:
-        ValueError: it is of no known layout, or of one that needs ``heads`` or ``clock``.
+        ValueError: it is of no known layout, of one that needs ``heads`` or ``clock``, or of a network with
+            settings that the networks here do not have.
     """
+    recipe = _recipe(found, heads, clock)
+    check_settings(found, recipe.network)
+    return recipe
+
+
+def _recipe(found: Contents, heads: int | None, clock: Clock | None) -> Recipe:
     shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
     for prefix in ("model.", "unet.", "module.", CURRENT, AVERAGE, ""):
         inner = {name.removeprefix(prefix): s for name, s in shapes.items() if name.startswith(prefix)}
@@ -68,7 +76,7 @@ def recognize(found: Contents, heads: int | None = None, clock: Clock | None = N
         if "map_layer0.weight" in inner and any(name.startswith("enc.") for name in inner):
             return _edm(found, inner, prefix, heads)
         if "x_embedder.proj.weight" in inner and "t_embedder.mlp.0.weight" in inner:
-            return _sit(inner, prefix, heads, clock)
+            return _sit(found, inner, prefix, heads, clock)
     first = ", ".join(list(shapes)[:3]) or "none at all"
     raise ValueError(
         f"its tensors ({first}) are of no known network: EDM, ECT, CMT, EDM2, SiT, REPA and MeanFlow "
@@ -94,7 +102,7 @@ def _edm(found: Contents, shapes: Mapping[str, Sequence[int]], prefix: str, head
         "two_times": two_times,
     }
     if is_song:
-        numbers = {attributes.get("num_heads", 0) for attributes in found.attributes.values()}
+        numbers = {plain(attributes.get("num_heads", 0)) for attributes in found.attributes.values()}
         if numbers - {0, 1}:
             raise ValueError(
                 f"its blocks have {sorted(map(str, numbers))} attention heads, and DDPM++ has one"
@@ -121,14 +129,14 @@ def _edm2(found: Contents, shapes: Mapping[str, Sequence[int]], prefix: str, hea
     arguments = _unet(shapes)
     outputs, width = arguments.pop("outputs"), arguments.pop("first")
     arguments["in_channels"] -= 1  # the channel of ones
-    plain = found.attributes.get(prefix.rstrip("."), {})
+    attributes = found.attributes.get(prefix.rstrip("."), {})
     arguments |= {
         "width": width,
         "width_multipliers": [_times(size, width, "features") for size in outputs],
         "num_classes": shapes["emb_label.weight"][1] if "emb_label.weight" in shapes else None,
         "head_width": _head_width(found, prefix, shapes, "attn_qkv", heads),
-        "label_balance": _number(plain.get("label_balance"), 0.5),
-        "concat_balance": _number(plain.get("concat_balance"), 0.5),
+        "label_balance": number(attributes, "label_balance", 0.5),
+        "concat_balance": number(attributes, "concat_balance", 0.5),
         "two_times": False,
     }
     left_out = [name for name in found.tensors if name.removeprefix(prefix).startswith("logvar_")]
@@ -136,7 +144,13 @@ def _edm2(found: Contents, shapes: Mapping[str, Sequence[int]], prefix: str, hea
     return Recipe("EDM2UNet", arguments, names, _edm_reading(found), left_out)
 
 
-def _sit(shapes: Mapping[str, Sequence[int]], prefix: str, heads: int | None, clock: Clock | None) -> Recipe:
+def _sit(
+    found: Contents,
+    shapes: Mapping[str, Sequence[int]],
+    prefix: str,
+    heads: int | None,
+    clock: Clock | None,
+) -> Recipe:
     width, channels, patch, _ = shapes["x_embedder.proj.weight"]
     if "pos_embed" not in shapes or "final_layer.linear.weight" not in shapes:
         raise ValueError("it looks like a DiT, but has no pos_embed or no final_layer.linear.weight")
@@ -147,6 +161,9 @@ def _sit(shapes: Mapping[str, Sequence[int]], prefix: str, heads: int | None, cl
             "as many, or twice as many with a learned variance"
         )
     two_times = any(name.startswith(("r_embedder.", "h_embedder.")) for name in shapes)
+    said = plain(found.attributes.get(f"{prefix}blocks.0.attn", {}).get("num_heads"))
+    if heads is None and type(said) is int:
+        heads = said
     if heads is None:
         if width not in HEADS:
             raise ValueError(f"nothing in it says how many heads a width of {width} has: give heads")
@@ -224,10 +241,6 @@ def _times(size: int, unit: int, what: str) -> int:
     return size // unit
 
 
-def _number(value: Any, default: float) -> float:
-    return float(value) if isinstance(value, int | float) else default
-
-
 def _head_width(
     found: Contents, prefix: str, shapes: Mapping[str, Sequence[int]], layer: str, heads: int | None
 ) -> int:
@@ -237,9 +250,9 @@ def _head_width(
     if not widths:
         return 64
     said = {
-        width // number
+        width // count
         for name, width in widths.items()
-        if type(number := found.attributes.get(prefix + name, {}).get("num_heads")) is int and number > 0
+        if type(count := plain(found.attributes.get(prefix + name, {}).get("num_heads"))) is int and count > 0
     }
     if not said:
         said = {64} if heads is None else {max(widths.values()) // heads}
@@ -258,5 +271,5 @@ def _edm_reading(found: Contents) -> dict[str, Any]:
         raise ValueError(
             f"its network is read by {kind}, not by EDM's preconditioning: it cannot be converted"
         )
-    sigma = _number(found.attributes.get("", {}).get("sigma_data"), 0.5)
+    sigma = number(found.attributes.get("", {}), "sigma_data", 0.5)
     return {"class": "EDMPreconditioning", "sigma_data": sigma}

@@ -13,6 +13,7 @@ from zoo.flow.convert.machine import Global, Inert
 from zoo.flow.convert.stored import StoredTensor
 
 _PERSISTENT = Global("torch_utils.persistence", "_reconstruct_persistent_obj")
+_COMPILED = "_orig_mod"  # the name that torch.compile puts before those of the network within
 _LIMIT = 100_000  # tensors and modules; a file can name one module twice in each of many, and have 2^n paths
 
 
@@ -21,14 +22,16 @@ class Contents:
     """What a network in a checkpoint holds.
 
     Attributes:
-        tensors: Parameters and buffers by their full names.
+        tensors: Parameters and buffers by their full names, without what `torch.compile` puts before them.
         kinds: Names of the classes of the modules, by their full names; "" is the whole.
         attributes: Plain attributes of the modules, by their full names.
+        trained_with: Arguments of the program that made the checkpoint, where it says.
     """
 
     tensors: dict[str, StoredTensor] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     attributes: dict[str, Mapping[Any, Any]] = field(default_factory=dict)
+    trained_with: Mapping[Any, Any] = field(default_factory=dict)
 
 
 def is_network(value: Any) -> bool:
@@ -47,7 +50,9 @@ def contents(value: Any) -> Contents:
     found = Contents()
     if isinstance(value, dict):
         found.tensors = {
-            str(name): tensor for name, tensor in value.items() if isinstance(tensor, StoredTensor)
+            str(name).replace(f"{_COMPILED}.", ""): tensor
+            for name, tensor in value.items()
+            if isinstance(tensor, StoredTensor)
         }
         return found
     waiting: list[tuple[str, Any]] = [("", value)]
@@ -66,10 +71,16 @@ def contents(value: Any) -> Contents:
                     found.tensors[f"{prefix}{key}"] = tensor
         for key, child in _mapping(attributes.get("_modules")).items():
             if child is not None:
-                waiting.append((f"{prefix}{key}", child))
+                waiting.append((name if key == _COMPILED else f"{prefix}{key}", child))
         if len(found.tensors) + len(found.kinds) + len(waiting) > _LIMIT or name.count(".") > 50:
             raise ValueError("its modules contain each other, or are more than any network has")
     return found
+
+
+def training_arguments(value: Any) -> Mapping[Any, Any]:
+    """The arguments of the training program that a checkpoint keeps as ``args``: a dict, or a Namespace."""
+    arguments = value.get("args") if isinstance(value, dict) else None
+    return _mapping(arguments.state if isinstance(arguments, Inert) else arguments)
 
 
 def _record(module: Any) -> Mapping[Any, Any] | None:

@@ -38,11 +38,13 @@ def main() -> None:
         "resume_matrix",
         [
             {
-                "claim": "a run that crashed after a checkpoint and was resumed is the uninterrupted run, or warns",
+                "claim": "a run that crashed after a checkpoint and was resumed is the uninterrupted run, "
+                "or warns",
                 "scale": "max_steps, max_epochs x our, stock, torchdata's loader x four places of the "
-                "checkpoint x scheduler per step, per epoch x 1, 2 processes; weights, optimizer, rates, data, "
-                "loop counters, metrics.csv, names of checkpoints",
-                "paper": "restoring random states alone, 32 of the 48 cells of one process differed in silence",
+                "checkpoint x scheduler per step, per epoch x 1, 2 processes; weights, optimizer, rates, "
+                "data, loop counters, metrics.csv, names of checkpoints",
+                "paper": "restoring random states alone, 32 of the 48 cells of one process differed in "
+                "silence",
                 "ours": f"{len(exact)} of {len(exact) + len(warned)} bitwise equal, {len(warned)} warn, "
                 f"{len(wrong)} neither",
             }

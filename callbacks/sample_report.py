@@ -5,11 +5,12 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 from zoo import events
 from zoo.callbacks._modules import evaluating
 from zoo.io import atomic_write
-from zoo.metrics import SampleQuality
+from zoo.metrics import Interval, SampleQuality
 
 
 class SampleReport(Callback):
@@ -21,8 +22,8 @@ class SampleReport(Callback):
     ``label`` and ``index``.
 
     Values are logged as ``test/1-step/recognized`` and so on; with their 95 % intervals they go to
-    ``sample_report.json`` in the run folder. Works over several processes, each of which samples for its
-    share.
+    ``sample_report.json`` in the run folder and, rounded and beside what real data score, to the terminal, in
+    place of Lightning's own table. Works over several processes, each of which samples for its share.
 
     Args:
         steps: Numbers of sampling steps to score.
@@ -40,9 +41,12 @@ class SampleReport(Callback):
         self.seed = seed
         self._quality: dict[int, SampleQuality] = {}
         self._seconds = 0.0  # spent in sampling and scoring
+        self._table, self._shows = "", True
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the training split."""
+        # Its table would have each number of `test_step` and of this report alone, with all digits.
+        self._shows, trainer.test_loop.verbose = trainer.test_loop.verbose, False
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if datamodule is None:
             raise ValueError(
@@ -86,6 +90,7 @@ class SampleReport(Callback):
                 {f"test/{name}/{key}": score.value for key, score in scores.items()}, rank_zero_only=True
             )
         self._quality = {}
+        self._table = table(report)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             seconds = round(self._seconds + time.perf_counter() - started, 3)
             path = events.run_folder(trainer) / "sample_report.json"
@@ -101,3 +106,45 @@ class SampleReport(Callback):
                 path=path.name,
                 seconds=seconds,
             )
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shows the scores, and what else was logged."""
+        others = {
+            name: value
+            for name, value in trainer.callback_metrics.items()
+            if not any(name.startswith(f"test/{steps}-step/") for steps in self.steps)
+        }
+        if self._shows and self._table:
+            for line in self._table.splitlines():
+                rank_zero_info(line)
+            for name, value in others.items():
+                rank_zero_info(f"{name}  {float(value):.4g}")
+        self._table = ""
+
+
+def table(report: dict[str, dict[str, Interval]]) -> str:
+    """Scores with their intervals, one row a score; what real data score stands in the last column.
+
+    Args:
+        report: Scores by number of steps, as `SampleQuality` names them.
+
+    >>> scores = {"frechet": Interval(1.8462, 1.8, 1.9), "frechet_floor": Interval(0.3757, 0.3757, 0.3757)}
+    >>> print(table({"1-step": scores}))
+    score    1-step           real data
+    frechet  1.85 [1.8, 1.9]  0.376
+    """
+    first = next(iter(report.values()))
+    real = {name: f"{name}{end}" for name in first for end in ("_real", "_floor") if f"{name}{end}" in first}
+    rows = [["score", *report, "real data"]]
+    for name in first:
+        if name not in real.values():
+            cells = [_shown(scores[name]) for scores in report.values()]
+            rows.append([name, *cells, _shown(first[real[name]]) if name in real else ""])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _shown(score: Interval) -> str:
+    whole = f"{score.value:.3g}"
+    return whole if score.low == score.high else f"{whole} [{score.low:.3g}, {score.high:.3g}]"

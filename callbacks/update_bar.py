@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 
@@ -18,21 +19,29 @@ class UpdateBar(ProgressBar):
     second or a week. ``zoo fit`` uses this one unless a config lists another. It draws with `rich`;
     validation is named while it runs, and tests and predictions have no bar.
 
+    Where the output is no terminal (a file, a pipe) there is a plain line instead, at each tenth of the run
+    and whenever ``line_seconds`` have passed::
+
+        updates 300/1500  train/loss 0.42  12.3/s  1 min 38 s left
+
     Values are read only when the bar is drawn, so the host waits for the device a few times a second at most.
 
     Args:
         refresh_seconds: Seconds between two drawings.
+        line_seconds: Most seconds between two lines, where the output is no terminal.
     """
 
-    def __init__(self, refresh_seconds: float = 0.25) -> None:
+    def __init__(self, refresh_seconds: float = 0.25, line_seconds: float = 30.0) -> None:
         super().__init__()
-        if not refresh_seconds > 0:
-            raise ValueError(f"refresh_seconds must be positive, got {refresh_seconds}")
-        self.refresh_seconds = refresh_seconds
+        for name, seconds in (("refresh_seconds", refresh_seconds), ("line_seconds", line_seconds)):
+            if not seconds > 0:
+                raise ValueError(f"{name} must be positive, got {seconds}")
+        self.refresh_seconds, self.line_seconds = refresh_seconds, line_seconds
         self._enabled = True
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._drawn = 0.0
+        self._lines: _Lines | None = None
 
     def enable(self) -> None:
         """Draws from now on."""
@@ -49,7 +58,7 @@ class UpdateBar(ProgressBar):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         total = trainer.estimated_stepping_batches
-        self._progress = Progress(
+        progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -57,6 +66,11 @@ class UpdateBar(ProgressBar):
             TextColumn("{task.fields[values]}"),
             auto_refresh=False,
         )
+        console = progress.console
+        if not (console.is_terminal or console.is_jupyter):
+            self._lines = _Lines(console, trainer.global_step, total, self.line_seconds)
+            return
+        self._progress = progress
         self._progress.start()
         self._task = self._progress.add_task(
             "updates",
@@ -69,7 +83,9 @@ class UpdateBar(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Draws, if it is time."""
-        if time.monotonic() - self._drawn >= self.refresh_seconds:
+        if self._lines is not None:
+            self._lines.tell(trainer)
+        elif time.monotonic() - self._drawn >= self.refresh_seconds:
             self._draw(trainer, "updates")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -78,6 +94,8 @@ class UpdateBar(ProgressBar):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the last state and leaves it on the screen."""
+        if self._lines is not None:
+            self._lines.tell(trainer)
         self._draw(trainer, "updates")
         self._stop()
 
@@ -93,11 +111,8 @@ class UpdateBar(ProgressBar):
         if self._progress is None or self._task is None:
             return
         self._drawn = time.monotonic()
-        values = "  ".join(
-            f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items()
-        )
         self._progress.update(
-            self._task, completed=trainer.global_step, description=description, values=values
+            self._task, completed=trainer.global_step, description=description, values=_values(trainer)
         )
         self._progress.refresh()
 
@@ -105,3 +120,57 @@ class UpdateBar(ProgressBar):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+        self._lines = None
+
+
+class _Lines:
+    """Plain lines on a console that is no terminal.
+
+    Args:
+        console: Where they go.
+        done: Updates at the start.
+        total: Updates of the whole run; may be infinite.
+        seconds: Most seconds between two lines.
+    """
+
+    def __init__(self, console: "Console", done: int, total: float, seconds: float) -> None:
+        self.console, self.first, self.total, self.seconds = console, done, total, seconds
+        self.started = self.told = time.monotonic()
+        self.tenth, self.done = self._tenth(done), done
+
+    def _tenth(self, done: int) -> int:
+        return int(10 * done / self.total) if math.isfinite(self.total) and self.total else 0
+
+    def tell(self, trainer: Trainer) -> None:
+        """Prints a line, if it is time and there is something new to tell."""
+        now, done = time.monotonic(), trainer.global_step
+        if done == self.done or (now - self.told < self.seconds and self._tenth(done) == self.tenth):
+            return
+        self.told, self.tenth, self.done = now, self._tenth(done), done
+        rate = (done - self.first) / max(now - self.started, 1e-9)
+        parts = [f"updates {done}", _values(trainer), f"{rate:.3g}/s"]
+        if math.isfinite(self.total):
+            parts[0] += f"/{int(self.total)}"
+            if done < self.total:
+                parts.append(f"{_duration((self.total - done) / rate)} left")
+        line = "  ".join(part for part in parts if part)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _values(trainer: Trainer) -> str:
+    return "  ".join(f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items())
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in the two largest units that they fill.
+
+    >>> [_duration(s) for s in (3.2, 98, 7500, 200_000)]
+    ['3 s', '1 min 38 s', '2 h 5 min', '2 d 7 h']
+    """
+    rest, units = round(seconds), [(86400, "d"), (3600, "h"), (60, "min"), (1, "s")]
+    largest = next((i for i, (size, _) in enumerate(units) if rest >= size), 3)
+    words = []
+    for size, unit in units[largest : largest + 2]:
+        words.append(f"{rest // size} {unit}")
+        rest %= size
+    return " ".join(words)

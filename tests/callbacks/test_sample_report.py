@@ -42,6 +42,30 @@ def test_report(tmp_path: Path) -> None:
     assert score["low"] < score["value"] < score["high"] <= 1
 
 
+def test_each_score_is_shown_once_with_its_interval(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = Trainer(
+        accelerator="cpu", logger=CSVLogger(tmp_path, name=None, version=""), enable_progress_bar=False,
+        callbacks=[SampleReport(steps=[1, 2], replicates=2)],
+    )  # fmt: skip
+    with caplog.at_level("INFO"):
+        [values] = trainer.test(Oracle(), datamodule=Digits(batch_size=100))
+    shown = caplog.text + capfd.readouterr().out
+    assert "Test metric" not in shown  # Lightning's table
+    lines = [line.split() for line in shown.splitlines()]
+    [row] = [line[line.index("frechet") :] for line in lines if "frechet" in line]
+    report = json.loads((tmp_path / "sample_report.json").read_text())
+    score = report["1-step"]["frechet"]
+    assert row[1:4] == [f"{score['value']:.3g}", f"[{score['low']:.3g},", f"{score['high']:.3g}]"]
+    assert row[-1] == f"{values['test/1-step/frechet_floor']:.3g}"
+    assert not any("frechet_floor" in word for line in lines for word in line)
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        trainer.test(Oracle(), datamodule=Digits(batch_size=100), verbose=False)
+    assert "recognized" not in caplog.text
+
+
 def test_bad_arguments_and_missing_data(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="replicates must be at least 2"):
         SampleReport(replicates=1)

@@ -1,6 +1,7 @@
 """What the bar shows, drawn on a terminal that is a string."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,21 @@ def test_an_error_gives_the_terminal_back(tmp_path: Path, screen: io.StringIO) -
 def test_bad_argument() -> None:
     with pytest.raises(ValueError, match="refresh_seconds must be positive, got 0"):
         UpdateBar(0)
+    with pytest.raises(ValueError, match="line_seconds must be positive, got -1"):
+        UpdateBar(line_seconds=-1)
+
+
+def test_plain_lines_where_there_is_no_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at each tenth of the run, without control characters."""
+    text = io.StringIO()
+    monkeypatch.setattr(rich.progress, "get_console", lambda: Console(file=text, width=40))
+    fit(tmp_path, max_steps=20)
+    lines = text.getvalue().splitlines()
+    assert "\r" not in text.getvalue() and "\x1b" not in text.getvalue()
+    assert [line.split()[1] for line in lines] == [f"{step}/20" for step in range(2, 21, 2)]
+    number = r"[\d.e+]+"
+    for line in lines[:-1]:
+        assert re.fullmatch(rf"updates \d+/20  train/loss {number}  {number}/s  \d+ s left", line), line
+    assert lines[-1].endswith("/s")

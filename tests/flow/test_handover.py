@@ -1,5 +1,6 @@
 """Between two stages the function stays what it was, or the run is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,16 @@ class TestStages:
                 expected = FlowModel(source, reading, LinearPath()).velocity(z, t, label)
                 found = module.model.on(LinearPath())(z, t, h if two_times else None, label)
                 assert found.equal(expected), type(module).__name__
+
+    def test_the_teachers_file_is_an_event(self, pretrained: Path) -> None:
+        """Which of the files of a folder was taken."""
+        teacher = Teacher(str(pretrained.parent), network=build("MLP", False, dtype=torch.float32))
+        module = CMT(build("MLP", True, dtype=torch.float32), teacher, seed=0)
+        Trainer(max_steps=1, **QUIET).fit(module, loader())
+        events = [json.loads(line) for line in Path("events.jsonl").read_text().splitlines()]
+        [event] = [event for event in events if event["event"] == "teacher_loaded"]
+        assert Path(event["source"]).resolve() == pretrained.resolve() and event["weights"] == "ema"
+        assert event["message"].startswith("the teacher has the ema weights of ")
 
     def test_another_clock_is_refused_before_training(self, pretrained: Path) -> None:
         module = MeanFlow(build("MLP", True, 5, torch.float32), init_from=str(pretrained))

@@ -1,6 +1,6 @@
 """The LightningModule: forms of batches, what it logs, samples, and what it refuses."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -197,3 +197,52 @@ def test_precisions(precision: Any) -> None:
     }
     assert kinds == {expected[precision]}
     assert any(not p.to(q.dtype).equal(q) for p, q in zip(model.network.parameters(), before, strict=True))
+
+
+class Output(NamedTuple):
+    """What a network of diffusers returns, as far as we care."""
+
+    sample: Tensor
+
+
+class Foreign(nn.Module):
+    """A network with the signature and the output of diffusers' UNet2DModel."""
+
+    shape, num_classes = (2,), None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> Any:
+        output = self.layer(sample + timestep[:, None])
+        return Output(output) if return_dict else (output,)
+
+
+class TestForeignNetworks:
+    """A network that cannot be called as ours are is named when a fit begins, and not by a derivative."""
+
+    def refused(self, forward: Any, message: str) -> None:
+        made = Foreign()
+        if forward is not None:
+            made.forward = forward  # type: ignore[method-assign]
+        expected = (
+            r"MeanFlow calls network\(z, t, h, label\), with z \(B, 2\), t \(B,\), h \(B,\) and label None, "
+            r"and takes a Tensor of the shape of z; Foreign "
+        )
+        with pytest.raises(ValueError, match=expected + message):
+            fit(MeanFlow(made, seed=0), DataLoader(items(), batch_size=16))
+
+    def test_output_objects(self) -> None:
+        self.refused(lambda z, t, h, label: Output(z), "returned Output: wrap it in a module whose forward")
+        self.refused(None, "returned tuple: wrap it")
+
+    def test_other_arguments(self) -> None:
+        self.refused(
+            lambda sample, timestep: sample, r"cannot be called so \(.*4 were given\): wrap it in a module"
+        )
+
+    def test_other_shapes(self) -> None:
+        self.refused(lambda z, t, h, label: z[:, :1], r"made \(2, 1\) of \(2, 2\): give it as many output")

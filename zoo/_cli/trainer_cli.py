@@ -21,7 +21,7 @@ from jsonargparse._common import denying_import_path_entry
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -38,6 +38,7 @@ from zoo._cli.refusal import Line, files_on, refusal
 from zoo._cli.report import command
 from zoo._cli.runs import CONFIG_FILE, Resume, is_run, saves, starts_others
 from zoo._cli.spec import differences, find_class, refuse_words, try_optimizers
+from zoo._cli.summary import CountedSummary
 from zoo.callbacks import WSDS, ExactResume, UpdateBar
 from zoo.io import AtomicCheckpointIO, load_checkpoint
 
@@ -353,6 +354,9 @@ class ZooCLI(LightningCLI):
         bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if self.subcommand == "fit" and not bar and config["enable_progress_bar"] is not False:
             callbacks = [UpdateBar(), *callbacks]  # first, so that it ends before others report
+        summary = any(isinstance(callback, ModelSummary) for callback in callbacks)
+        if self.subcommand == "fit" and not summary and config["enable_model_summary"] is not False:
+            callbacks = [*callbacks, CountedSummary()]
         config["callbacks"] = callbacks
         with one_line("trainer: "):
             trainer = super().instantiate_trainer(**kwargs)

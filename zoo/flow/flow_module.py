@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo import rng
 from zoo.base import WeightReport, ZooModule
+from zoo.events import record, shown
 from zoo.flow.consistency import sample_consistency
 from zoo.flow.grids import LogGrid
 from zoo.flow.handover import check_preconditioning, hand_over
@@ -89,6 +90,7 @@ class FlowModule(ZooModule):
         self.path = preconditioning.path if path is None else path
         self.label_dropout = label_dropout
         self.sample_steps = sample_steps
+        self._two_times = two_times
         self._compile = compile  # `compile` is a method of every module
         self.needs_data = True  # whether a loss asks a batch for x
         self._frozen = Frozen()
@@ -261,9 +263,55 @@ class FlowModule(ZooModule):
         self._frozen.to(self.device)
 
     def on_fit_start(self) -> None:
-        """Takes the initial weights, and puts what is frozen where this module is."""
+        """Takes the initial weights, puts what is frozen where this module is, and names the teacher's file.
+
+        Raises:
+            ValueError: the network cannot be called as it will be, or gives something else than a tensor.
+        """
+        self._check_call()
         super().on_fit_start()
         self._place_frozen()
+        if self.teacher is not None and self.teacher.file is not None:
+            file, weights = self.teacher.file, self.teacher.weights
+            record(
+                self.trainer,
+                "teacher_loaded",
+                f"the teacher has the {weights} weights of {shown(file)}",
+                source=str(file),
+                weights=weights,
+            )
+
+    def _check_call(self) -> None:
+        """Calls the network once, since a derivative would fail by errors that are not the user's."""
+        z = self._noise(0, 0, torch.arange(2), "call")
+        t = torch.full((2,), 0.5, device=z.device, dtype=torch.promote_types(z.dtype, torch.float32))
+        h = t / 2 if getattr(self.network, "two_times", self._two_times) else None
+        label = None if self.num_classes is None else t.new_zeros(2, dtype=torch.long)
+        sizes = f"(B, {', '.join(map(str, self.shape))})"
+
+        def of(given: Tensor | None) -> str:
+            return "None" if given is None else "(B,)"
+
+        call = (
+            f"{type(self).__name__} calls network(z, t, h, label), with z {sizes}, t (B,), h {of(h)} and "
+            f"label {of(label)}, and takes a Tensor of the shape of z"
+        )
+        wrap = "wrap it in a module whose forward has these arguments and returns that tensor"
+        kind = type(self.network).__name__
+        try:
+            with torch.no_grad(), evaluating(self.network):
+                output = self.network.forward(z, t, h, label)
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise ValueError(f"{call}; {kind} cannot be called so ({error}): {wrap}") from error
+        if not isinstance(output, Tensor):
+            raise ValueError(f"{call}; {kind} returned {type(output).__name__}: {wrap}")
+        if output.shape != z.shape:
+            raise ValueError(
+                f"{call}; {kind} made {tuple(output.shape)} of {tuple(z.shape)}: give it as many output "
+                "channels as 'shape' says"
+            )
 
     def on_validation_start(self) -> None:
         """Puts what is frozen where this module is."""

@@ -6,6 +6,7 @@ is never copied (an average of the student's weights shares it), and stays out o
 """
 
 import math
+from pathlib import Path as FilePath
 from typing import Any, Literal, Self
 
 import torch
@@ -42,6 +43,9 @@ class Teacher(nn.Module):
         low: Guide only at noise levels of at least this.
         high: Guide only at noise levels of at most this.
         guide: A weaker teacher, for autoguidance; None guides away from samples without a class.
+
+    Attributes:
+        file: The file that was read, once there is one.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Teacher(nn.Module):
         self._field: Any = None
         self._plain: Any = None
         self.calls_per_trajectory = 0
+        self.file: FilePath | None = None
 
     @classmethod
     def of(cls, field: Any, **arguments: Any) -> Self:
@@ -118,7 +123,7 @@ class Teacher(nn.Module):
             network.load_state_dict(stored.state)
         except RuntimeError as error:
             raise ValueError(f"teacher checkpoint {file}: {error}") from error
-        self.network = network
+        self.network, self.file = network, file
         self._set_field(FlowModel(network, reading, self.path))
         return self
 

@@ -14,7 +14,7 @@ COUNT, FITTED = 200, 25  # every 25th is fitted as well
 
 @pytest.mark.slow
 def test_hostile_configs(tmp_path: Path) -> None:
-    worker = Worker(tmp_path)
+    worker = Worker(tmp_path, seconds=60)  # of a machine that runs other tests, too
     try:
         results = [worker.run(case, fit=case.number % FITTED == 0) for case in cases(COUNT, seed=1)]
     finally:

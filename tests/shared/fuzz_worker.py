@@ -35,10 +35,11 @@ class Worker:
     Args:
         root: Where the folders are made.
         python: Folders that the process finds modules in first.
+        seconds: After these, a config counts as a hang and the process is killed.
     """
 
-    def __init__(self, root: Path, python: str = "") -> None:
-        self.root = root
+    def __init__(self, root: Path, python: str = "", seconds: float = SECONDS) -> None:
+        self.root, self.seconds = root, seconds
         (root / "path").mkdir(parents=True, exist_ok=True)
         (root / "path" / f"{CANARY}.py").write_text(
             "import pathlib\npathlib.Path('mark').touch()\nNet = int\n"
@@ -74,7 +75,7 @@ class Worker:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"folder": str(folder), "fit": fit}).encode() + b"\n")
         self.process.stdin.flush()
-        return {"number": case.number, "kind": case.kind} | self._answer(SECONDS)
+        return {"number": case.number, "kind": case.kind} | self._answer(self.seconds)
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         assert self.process is not None and self.process.stdout is not None

@@ -184,7 +184,8 @@ def test_a_monitored_average_over_the_epoch_leaves_out_its_end_with_a_warning(tm
 
 
 def test_a_checkpoint_without_random_states_is_said(tmp_path: Path) -> None:
-    trainer = Trainer(accelerator="cpu", max_steps=3, logger=False, enable_progress_bar=False)
+    options = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(accelerator="cpu", max_steps=3, **options)  # type: ignore[arg-type]
     trainer.fit(ToyClassifier(), datamodule=Digits(100, seed=0))
     trainer.save_checkpoint(tmp_path / "plain.ckpt")
     with pytest.warns(UserWarning, match="saved by a run without ExactResume"):

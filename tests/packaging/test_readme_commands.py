@@ -18,8 +18,9 @@ BLOCKS = [
     for block in re.findall(r"```bash\n(.*?)```", README, flags=re.S)
 ]
 LLAMA = {
-    "model_type": "llama", "vocab_size": 300, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
-    "num_attention_heads": 1, "max_position_embeddings": 16, "tie_word_embeddings": True,
+    "model_type": "llama", "vocab_size": 300, "hidden_size": 8, "intermediate_size": 8,
+    "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 16,
+    "tie_word_embeddings": True,
 }  # fmt: skip
 # Overlays that shorten configs. The lengths of schedules stay, since commands name their checkpoints.
 SMALL: dict[str, dict[str, Any]] = {

@@ -1,5 +1,6 @@
 """Kills in the middle of saves, with the temporary folder on another file system, and flipped bytes."""
 
+import json
 import os
 import random
 import shutil
@@ -18,7 +19,7 @@ from zoo.io import check_archive, checkpoint_files, load_checkpoint
 
 KILLS, FLIPS = 50, 400
 OPTIONS = [
-    "fit", "--config=quickstart", "--config=often.yaml", "--model.network.init_args.width=384",
+    "fit", "--config=quickstart", "--config=often.yaml", "--model.network.init_args.width=192",
     "--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0", "--data.batch_size=8",
 ]  # fmt: skip
 OFTEN = """
@@ -64,6 +65,18 @@ def kill(folder: Path, temporary: Path, draw: random.Random, *options: str) -> t
     return len(files), sum(not whole(path) for path in files), left
 
 
+def campaign(
+    folder: Path, temporary: Path, draw: random.Random, name: str, count: int, *options: str
+) -> list[tuple[int, int, int]]:
+    """Several kills, kept in a file, so that an interrupted experiment goes on."""
+    kept = folder / f"{name}.json"
+    found = json.loads(kept.read_text()) if kept.is_file() else []
+    while len(found) < count:
+        found.append(kill(folder, temporary, draw, *options))
+        kept.write_text(json.dumps(found))
+    return found
+
+
 def same(one: Any, other: Any) -> bool:
     """Equality of nested values and tensors."""
     if isinstance(one, dict):
@@ -105,18 +118,18 @@ def flips(path: Path, folder: Path, draw: random.Random) -> dict[str, int]:
 def main() -> None:
     """Ours and Lightning's own CheckpointIO, then the flips."""
     draw, shared = random.Random(0), Path("/dev/shm")
-    folder = WORK / f"kills-{int(time.time())}"
-    folder.mkdir(parents=True)
+    folder = WORK / "kills"
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "often.yaml").write_text(OFTEN)
     with tempfile.TemporaryDirectory(dir=shared) as other:
         temporary = Path(other) / "tmp"
         temporary.mkdir()
         if temporary.stat().st_dev == folder.stat().st_dev:
             raise RuntimeError(f"{shared} and {folder} are on one file system: this tells nothing")
-        ours = [kill(folder, temporary, draw) for _ in range(KILLS)]
+        ours = campaign(folder, temporary, draw, "ours", KILLS)
         zoo("fit", "--config", "flow/eight_gaussians", "--trainer.max_steps", "20", cwd=folder)
         flipped = flips(checkpoint_files(folder / "runs/flow")[0], folder, draw)
-        stock = [kill(folder, temporary, draw, STOCK) for _ in range(KILLS // 2)]
+        stock = campaign(folder, temporary, draw, "stock", KILLS // 2, STOCK)
     shutil.rmtree(folder)
     damaged = [sum(bool(bad) for _, bad, _ in each) for each in (ours, stock)]
     left = [max(size for _, _, size in each) for each in (ours, stock)]

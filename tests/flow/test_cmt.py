@@ -240,7 +240,7 @@ class TestTheModule:
         expected = torch.where(dropped, 3, label)
         assert 0 < dropped.sum() < 6
         assert all(given.equal(expected) for given in field.labels) and len(field.labels) == 4
-        [(z, t, h, given)] = seen
+        _, (z, t, h, given) = seen  # before it trains, a fit calls the network once to see that it can
         assert given.equal(expected.repeat_interleave(5))
         # Each pair is of a trajectory of its own label: z = noise * prod(1 - (1 + label) dt).
         noise = rng.normal(0, 0, index, (2,), "train/noise").repeat_interleave(5, 0)

@@ -30,8 +30,9 @@ class TextWriter(Callback):
         self._folder = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a second writer."""
-        only_one(self, trainer, "they would write the same file")
+        """Refuses a second writer where both would write."""
+        if stage == "predict":
+            only_one(self, trainer, "they would write the same file")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes a folder for the shares of all processes."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import tempfile
 import warnings
 import zipfile
@@ -328,11 +329,11 @@ def _check_archive(path: Path, size: int, *identity: int) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The first sentence of an error of torch's reader, without its advice to switch the safety off."""
-    text = str(error).partition("\n")[0].partition("(1)")[0]
-    for advice in ("In PyTorch 2.6", "we changed the default", "Re-running `torch.load`"):
-        text = text.partition(advice)[0]
-    return text.removeprefix("Weights only load failed").strip(" .") or type(error).__name__
+    """What torch's reader found, without its advice to switch the safety off."""
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+        return f"it names {named[1]}" if named else "it is no file of torch.save"
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _umask() -> int:

@@ -125,7 +125,9 @@ def test_what_a_teacher_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="omega=1 does not look at it"):
         Teacher(str(path), guide=Teacher(str(path)))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="cannot be loaded as tensors and plain values"):
+    with pytest.raises(
+        ValueError, match="has no checksums|cannot be loaded as tensors|is damaged or was cut short"
+    ):
         Teacher(str(path)).load()
 
 

@@ -15,9 +15,6 @@ SIZE = 3_000_000_000
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="`zoo.io.load_checkpoint` does not look at the sizes in the archive yet"
-)
 def test_an_inflating_checkpoint_takes_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "bomb.ckpt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -38,9 +35,6 @@ def test_an_inflating_checkpoint_takes_no_memory(tmp_path: Path) -> None:
     assert int(peak) < LIMIT
 
 
-@pytest.mark.xfail(
-    strict=True, reason="`zoo.io.load_checkpoint` quotes the first line of PyTorch's message yet"
-)
 @pytest.mark.parametrize("objects", [False, True])
 def test_pytorchs_advice_to_unpickle_is_not_quoted(tmp_path: Path, objects: bool) -> None:
     path = tmp_path / "x.ckpt"

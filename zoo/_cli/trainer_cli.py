@@ -12,7 +12,7 @@ import re
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo._cli import configs
@@ -32,7 +32,7 @@ from zoo._cli.components import public_names
 from zoo._cli.errors import CommandError, close, complain, told
 from zoo._cli.interrupt import Interrupt
 from zoo._cli.logger import RunLogger
-from zoo._cli.offline import fetch, refused
+from zoo._cli.offline import connections, fetch, refused
 from zoo._cli.parser import OneLineParser
 from zoo._cli.refusal import Line, files_on, refusal
 from zoo._cli.report import command
@@ -447,6 +447,10 @@ class ZooCLI(LightningCLI):
                 kwargs = self._prepare_subcommand_kwargs("fit")
                 self.trainer.fit(**(kwargs | {"ckpt_path": path}))
 
+    def _logs_elsewhere(self) -> bool:
+        """Whether a logger is more than a writer of files here."""
+        return not all(isinstance(logger, CSVLogger | TensorBoardLogger) for logger in self.trainer.loggers)
+
     def start(self) -> None:
         """Runs the verb. Errors of the user's own code keep their traceback, and so do all after a batch.
 
@@ -456,8 +460,9 @@ class ZooCLI(LightningCLI):
         """
         self.started = True
         try:
-            super()._run_subcommand(str(self.subcommand))
-            self._next_legs()
+            with connections() if self._logs_elsewhere() else nullcontext():
+                super()._run_subcommand(str(self.subcommand))
+                self._next_legs()
         except Exception as error:
             if not self.begun.is_users(error, self.trusted):
                 raise

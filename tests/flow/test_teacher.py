@@ -125,9 +125,7 @@ def test_what_a_teacher_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="omega=1 does not look at it"):
         Teacher(str(path), guide=Teacher(str(path)))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(
-        ValueError, match="has no checksums|cannot be loaded as tensors|is damaged or was cut short"
-    ):
+    with pytest.raises(ValueError, match="is damaged or was cut short"):
         Teacher(str(path)).load()
 
 

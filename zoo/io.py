@@ -272,7 +272,8 @@ def peek_checkpoint(path: Path, lazy: bool = True) -> dict[str, Any]:
         ValueError: as there.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
+        mapped = lazy and zipfile.is_zipfile(path)  # PyTorch's old format cannot be mapped
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(
             f"{path} cannot be loaded as tensors and plain values ({_cause(error)}). A file cut short is "

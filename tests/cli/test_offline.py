@@ -78,10 +78,7 @@ def test_an_allowed_checkpoint_is_fetched_checked_and_gone_on_from(zoo, server):
 def test_bad_content_is_one_line(zoo, server):
     result = zoo(*FIT, "--allow-download", "--ckpt_path", f"{server.address}/x.ckpt")
     assert (result.code, server.hits) == (2, 1)
-    assert (
-        len(result.err.splitlines()) == 1
-        and "cannot be loaded as tensors and plain values (it is no file of torch.save)" in result.err
-    )
+    assert len(result.err.splitlines()) == 1 and "cannot be loaded as tensors and plain values" in result.err
 
 
 @pytest.mark.parametrize("allowed", [False, True])
@@ -119,6 +116,6 @@ def test_check_does_not_ask_the_hub(workspace, server, allowed):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert (server.hits > 0) == allowed, done.stderr
-    line = "hub.yaml: model (CausalLM): a file of the Hugging Face hub is not here, and nothing is fetched"
-    assert done.stderr.startswith(line) != allowed, done.stderr
+    assert "pretrained='some/repo'" in done.stderr
+    assert ("nothing is fetched without --allow-download" in done.stderr) != allowed, done.stderr
     assert "Traceback" not in done.stderr

@@ -91,6 +91,9 @@ def components() -> tuple[Component, ...]:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
                 part = _component(node.name, f"{module}.{node.name}", module)
                 found[(module, node.name)] = replace(part, kind="parts")  # a base class is no model
+        for name, source in table(_source(module)[1]).items():  # loaded when it is first used
+            if source.startswith("zoo."):
+                found.setdefault((source, name), _component(name, f"{module}.{name}", source))
     return tuple(sorted(found.values(), key=lambda component: component.path))
 
 

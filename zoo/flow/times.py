@@ -76,8 +76,8 @@ class MeanFlowTimes:
             ``(t, r)``, each (B,) float64 with 0 <= r <= t <= 1, on the device of ``index``.
         """
         logits = rng.normal(seed, step, index, (2,), name + "times", torch.float64)  # (B, 2)
-        t = (self.t_mean + self.t_std * logits[:, 0]).sigmoid()
-        r = (self.r_mean + self.r_std * logits[:, 1]).sigmoid()
+        t = _logistic(self.t_mean + self.t_std * logits[:, 0])
+        r = _logistic(self.r_mean + self.r_std * logits[:, 1])
         if self.order == "sort":
             t, r = torch.maximum(t, r), torch.minimum(t, r)
         else:
@@ -89,3 +89,8 @@ class MeanFlowTimes:
         else:
             apart = coin < self.share
         return t, torch.where(apart, r, t)
+
+
+def _logistic(logits: Tensor) -> Tensor:
+    """The sigmoid; `torch.sigmoid` on CPUs rounds by an item's place in its batch, `torch.exp` does not."""
+    return 1 / (1 + (-logits).exp())

@@ -63,7 +63,7 @@ class RatioLevels:
     def ratio(self, level: Tensor, step: int) -> Tensor:
         """The share s' / s of the levels ``level`` after ``step`` updates."""
         stage = 0 if self.double_every is None else step // self.double_every
-        gap = (1 + self.k * torch.sigmoid(-self.b * level)) * self.q ** -(stage + 1.0)
+        gap = (1 + self.k / (1 + (self.b * level).exp())) * self.q ** -(stage + 1.0)
         return (1 - gap).clamp(0, self.max_ratio)
 
     def __call__(

@@ -108,7 +108,7 @@ class ResumePoint:
         if self.next == "batch" and not self.loaders:
             return (
                 f"the train loader ({type(trainer.train_dataloader).__name__}) has no state_dict, so the "
-                "epoch that was interrupted starts its data anew. A loader with state_dict and "
+                "epoch that was interrupted starts its data again. A loader with state_dict and "
                 "load_state_dict (torchdata's StatefulDataLoader, the zoo's datamodules) cures it; so does "
                 "a checkpoint at an epoch's end"
             )
@@ -131,7 +131,7 @@ def _drawn_anew(loaders: list[Any]) -> str:
         sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
         if isinstance(sampler, DistributedSamplerWrapper):
             return (
-                f"under ddp Lightning wraps the random sampler of {type(loader).__name__}, which draws its "
-                "order anew. Give the loader a torch.utils.data.DistributedSampler in place of shuffle=True"
+                f"under ddp Lightning wraps the random sampler of {type(loader).__name__}, which draws "
+                "another order. Give the loader a torch.utils.data.DistributedSampler in place of shuffle=True"
             )
     return ""

@@ -70,7 +70,7 @@ class ExactResume(Callback):
     ============================================  ===========  ================
 
     Rows hold on one process and under ddp, where nothing else is said. A warning says once why the data are
-    not those of the uninterrupted run; a loader without state starts the interrupted epoch's data anew.
+    not those of the uninterrupted run; a loader without state starts the interrupted epoch's data again.
 
     Validation runs on a random stream of its own: training goes on after it as if it had not run, so a
     checkpoint saved before a validation and one saved after it continue alike.

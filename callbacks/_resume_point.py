@@ -132,6 +132,6 @@ def _drawn_anew(loaders: list[Any]) -> str:
         if isinstance(sampler, DistributedSamplerWrapper):
             return (
                 f"under ddp Lightning wraps the random sampler of {type(loader).__name__}, which draws "
-                "another order. Give the loader a torch.utils.data.DistributedSampler in place of shuffle=True"
+                "another order. Give the loader a torch DistributedSampler in place of shuffle=True"
             )
     return ""

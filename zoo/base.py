@@ -1,9 +1,8 @@
 """Base classes of the zoo's LightningModules and LightningDataModules: what each owes its user, written once.
 
-* Hyperparameters hold plain values and tensors only. They are filtered when they are set, before a logger, a
-deep
-  copy or a checkpoint sees them, so every checkpoint loads with ``weights_only=True``. The names of what was
-  dropped travel with the checkpoint, and `load_from_checkpoint` asks for each of them again.
+* Hyperparameters hold plain values and tensors only. They are filtered when they are set, before a logger,
+  a deep copy or a checkpoint sees them, so every checkpoint loads with ``weights_only=True``. The names of
+  what was dropped travel with the checkpoint, and `load_from_checkpoint` asks for each of them again.
 * Optimizer and learning-rate schedule are injected.
 * `init_from` starts a run from the weights of another one.
 """
@@ -55,8 +54,7 @@ class _PlainHyperparameters:
         Args:
             checkpoint_path: The file.
             **kwargs: Lightning's own (``map_location``, ``hparams_file``, ``strict``) and constructor
-            arguments,
-                which win over the saved ones. ``weights_only`` is always True.
+                arguments, which win over the saved ones. ``weights_only`` is always True.
 
         Raises:
             TypeError: an argument that the checkpoint could not keep is not among ``kwargs``.

@@ -93,7 +93,10 @@ def test_a_scheduler_of_the_module(zoo, workspace):
     )
     assert len(run.out.splitlines()) == 11 and "####" in run.out
     run = zoo("plan", "own.yaml", "--trainer.max_steps", "90")
-    assert run.code == 2 and "OneCycleLR of MeanFlow, stepped every step, fails after 81 of 90: " in run.err
+    message = "(OneCycleLR): total_steps is 80 and trainer.max_steps 90, so update 81 would fail"
+    assert run.code == 2 and message in run.err
+    assert message in zoo("check", "--config", "own.yaml", "--trainer.max_steps", "90").err
+    assert zoo("check", "--config", "own.yaml", "--trainer.max_steps", "80").code == 0
     run = zoo("plan", "own.yaml", "callbacks/wsds")
     assert run.code == 2 and "two owners, WSDS and OneCycleLR of MeanFlow: leave out" in run.err
 

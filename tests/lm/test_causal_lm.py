@@ -187,6 +187,7 @@ def test_a_checkpoint_of_pretrained_weights_needs_them_no_more(tmp_path: Path) -
     source.network.save_pretrained(tmp_path / "saved")
     before = torch.get_rng_state()
     model = CausalLM(pretrained=str(tmp_path / "saved"))
+    assert source.needs_checkpoint and not model.needs_checkpoint  # to be evaluated
     assert torch.get_rng_state().equal(before) and all(part.training for part in model.modules())
     for name, value in source.state_dict().items():
         assert value.equal(model.state_dict()[name])

@@ -129,7 +129,7 @@ _PLACES = [
         "/proc/self/mem",
         "/dev/zero",
         "/dev/full",
-        "/root/x",
+        "/home/x",
         "/",
         "../../x",
         "~",

@@ -65,8 +65,6 @@ class Interrupt(Callback):
         """Takes the signals back."""
         self._install(trainer)
         if self.in_place:
-            trainer.ckpt_path = None  # Lightning never removes the file that it names
-        if self.in_place:
             trainer.ckpt_path = None  # for Lightning, the one file never to remove
 
     def on_train_batch_start(

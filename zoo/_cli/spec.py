@@ -90,16 +90,17 @@ def refuse_words(trainer: Any) -> Iterator[tuple[str, str]]:
                 yield f"trainer.{key}", item
 
 
-def try_optimizers(model: Any) -> None:
+def try_optimizers(model: Any, updates: int | None = None) -> None:
     """Builds each of torch's optimizers and schedules in the config once, over a parameter to throw away.
 
     The model builds them inside fit, which is late to learn that ``lr: -1`` makes no sense.
 
     Args:
         model: The parsed config of the model.
+        updates: How often the model will step its schedule; None if that is not known.
 
     Raises:
-        CommandError: one does not build.
+        CommandError: one does not build, or its schedule ends before the run does.
     """
     from lightning.pytorch.cli import instantiate_class
 
@@ -118,9 +119,16 @@ def try_optimizers(model: Any) -> None:
                 made = instantiate_class(owner, node | {"init_args": node.get("init_args") or {}})
             except Exception as error:  # a number out of range can be any of a dozen errors
                 raise CommandError(f"{path} ({class_path.rsplit('.', 1)[-1]}): {told(error)}") from error
+            where = f"{path} ({class_path.rsplit('.', 1)[-1]})"
+            _check_range(where, owner if is_schedule else made)
             if not is_schedule:
                 built[parent] = made
-            _check_range(f"{path} ({class_path.rsplit('.', 1)[-1]})", owner if is_schedule else made)
+            elif updates is not None and (end := getattr(made, "total_steps", updates)) < updates:
+                raise CommandError(
+                    f"{where}: total_steps is {end} and trainer.max_steps {updates}, so update {end + 1} "
+                    "would fail: give both the same number, or leave the schedule to the callback "
+                    "LRSchedule, which takes the length of the run"
+                )
 
 
 def _check_range(where: str, optimizer: torch.optim.Optimizer) -> None:

@@ -39,6 +39,7 @@ from zoo._cli.report import command
 from zoo._cli.runs import CONFIG_FILE, Resume, is_run, saves, starts_others
 from zoo._cli.spec import differences, find_class, refuse_words, try_optimizers
 from zoo._cli.summary import CountedSummary
+from zoo.base import ZooModule
 from zoo.callbacks import WSDS, ExactResume, UpdateBar
 from zoo.io import AtomicCheckpointIO, load_checkpoint
 
@@ -418,7 +419,9 @@ class ZooCLI(LightningCLI):
                 f"ckpt_path: none is given, so zoo {self.subcommand} would use the weights that "
                 f"{type(self.model).__name__} was built with: give --ckpt_path FILE, or say --untrained"
             )
-        try_optimizers(self.config[self.subcommand].model)
+        # Any other module may step its schedule by epochs.
+        updates = self._sub("trainer").max_steps if isinstance(self.model, ZooModule) else None
+        try_optimizers(self._sub("model"), updates)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

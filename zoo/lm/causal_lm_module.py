@@ -121,6 +121,11 @@ class CausalLM(ZooModule):
         self._rate = TokenRate()
 
     @property
+    def needs_checkpoint(self) -> bool:
+        """Not where it was built with saved weights."""
+        return not self._loaded
+
+    @property
     def vocab_size(self) -> int:
         """Tokens that the model knows."""
         return int(self._text_config().vocab_size)

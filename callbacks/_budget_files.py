@@ -7,10 +7,10 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from zoo.events import record, shown
+from zoo.events import display_path, record
 from zoo.io import load_checkpoint, save_tensors
 from zoo.schedules import merge_checkpoints, weights_of
-from zoo.schedules.ledger import Entry, Kind, read_ledger, write_ledger
+from zoo.schedules.ledger import Kind, LedgerEntry, read_ledger, write_ledger
 from zoo.schedules.segments import Budget, Merge
 
 
@@ -26,7 +26,7 @@ class BudgetFiles:
     """
 
     def __init__(
-        self, name: str, folder: Path, parent: str | None, ledger: list[Entry], state_key: str
+        self, name: str, folder: Path, parent: str | None, ledger: list[LedgerEntry], state_key: str
     ) -> None:
         self.name, self.folder, self.state_key = name, folder, state_key
         self.parent = None if parent is None else self.relative(parent)
@@ -49,7 +49,7 @@ class BudgetFiles:
             return None if path is None else self.relative(str(Path(state["folder"]) / path))
 
         passed = [
-            Entry(**(entry | {"path": here(entry["path"]), "parent": here(entry["parent"])}))
+            LedgerEntry(**(entry | {"path": here(entry["path"]), "parent": here(entry["parent"])}))
             for entry in state["ledger"]
         ]
         known = {entry.path for entry in self.ledger}
@@ -125,9 +125,9 @@ class BudgetFiles:
             return
         state = checkpoint.get("callbacks", {}).get(self.state_key, {"files": {"ledger": []}})["files"]
         own = [entry for entry in state["ledger"] if entry["path"] == path.name]
-        if own:  # else it is no checkpoint of ours
-            write_ledger(self.folder, [Entry(**entry) for entry in own])
-            text = f"{self.name}: {shown(path)} was missing in the ledger"
+        if own:  # else it is not a checkpoint of ours
+            write_ledger(self.folder, [LedgerEntry(**entry) for entry in own])
+            text = f"{self.name}: {display_path(path)} was missing in the ledger"
             record(trainer, "ledger_completed", text, path=str(path))
 
     def _complete_merge(self, trainer: Trainer, budget: Budget, merge: Merge) -> None:
@@ -144,7 +144,7 @@ class BudgetFiles:
                 trainer, "merge_lost", f"{text}{', '.join(map(str, missing))} are gone", budget=budget.updates
             )
             return
-        entry = Entry(
+        entry = LedgerEntry(
             path, "merged", budget.updates, merge.end, before.updates_spent, before.path, before.schedule
         )
         if not (self.folder / path).is_file():
@@ -175,9 +175,9 @@ class BudgetFiles:
         paths = [self.folder / entry.path for entry in found]
         return next((path for path in paths if path.is_file()), None)
 
-    def _enter(self, kind: Kind, budget: Budget, step: int, spent: int, schedule: str) -> Entry:
+    def _enter(self, kind: Kind, budget: Budget, step: int, spent: int, schedule: str) -> LedgerEntry:
         path = self._path(kind, budget.updates, step)
-        entry = Entry(path, kind, budget.updates, step, spent, self.parent, schedule)
+        entry = LedgerEntry(path, kind, budget.updates, step, spent, self.parent, schedule)
         self.ledger = [*(other for other in self.ledger if other.path != path), entry]
         return entry
 
@@ -185,7 +185,7 @@ class BudgetFiles:
         ending = "safetensors" if kind == "snapshot" else "ckpt"
         return f"{self.name}-budget{updates}-{kind}-step{step}.{ending}"
 
-    def _tell(self, trainer: Trainer, entry: Entry) -> None:
+    def _tell(self, trainer: Trainer, entry: LedgerEntry) -> None:
         if trainer.is_global_zero:
             write_ledger(self.folder, [entry])
         path = self.folder / entry.path
@@ -197,7 +197,7 @@ class BudgetFiles:
         record(
             trainer,
             "branch_point_saved" if entry.kind == "pre" else "budget_reached",
-            f"{self.name}: budget {entry.budget} {what}: {shown(path)}",
+            f"{self.name}: budget {entry.budget} {what}: {display_path(path)}",
             budget=entry.budget,
             path=str(path),
             updates_spent=entry.updates_spent,

@@ -13,14 +13,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 
+from zoo.callbacks._lr_setter import LRSetter, changed_arguments, shown_rates
 from zoo.callbacks._only_one import only_one
-from zoo.callbacks._owned_rates import OwnedRates, changed_arguments, shown_rates
 from zoo.callbacks._run_length import last_update, run_length, several_optimizers
-from zoo.events import record, shown
+from zoo.events import display_path, record
 from zoo.schedules import RunSchedule, Schedule
 
 State = dict[str, Any]
-_FORMAT = 1
+_FORMAT = 2
 
 
 class LRSchedule(Callback):
@@ -43,7 +43,7 @@ class LRSchedule(Callback):
     Args:
         schedule: The schedule; `zoo plan` draws it.
         stop_at_end: Stop the run after a schedule that has a length, whatever ``max_steps`` says. False goes
-            on at what the schedule's ``beyond`` says.
+            on at what the schedule's ``after_end`` says.
         allow_new_peak: Let a resumed run have other peak learning rates than its checkpoint's run.
         allow_new_past: Let it have a schedule that differs in the past, too.
         allow_new_optimizer_arguments: Let it have other arguments of the optimizer; the config's are used.
@@ -68,14 +68,14 @@ class LRSchedule(Callback):
         self.allow_new_optimizer_arguments = allow_new_optimizer_arguments
         self.allow_new_past = allow_new_past
         self._schedule: Schedule | None = None
-        self._road: Schedule | None = None
+        self._active: Schedule | None = None
         self._step = 0  # updates done
         self._counted = 0  # the first optimizer's updates, under manual optimization
         self._finished = False
         self._gave_length = False
         self._told_missed: set[int] = set()
         self._saved: State | None = None  # what a checkpoint brought, until it is compared
-        self._rates: OwnedRates | None = None
+        self._rates: LRSetter | None = None
         if isinstance(schedule, Schedule):
             self._adopt(schedule)
 
@@ -93,9 +93,9 @@ class LRSchedule(Callback):
         return self._schedule
 
     @property
-    def road(self) -> Schedule:
+    def active(self) -> Schedule:
         """What the run follows: the schedule, without branches and with the decays that were asked for."""
-        return self.schedule if self._road is None else self._road
+        return self.schedule if self._active is None else self._active
 
     @property
     def label(self) -> str:
@@ -116,7 +116,7 @@ class LRSchedule(Callback):
         return {
             "format": _FORMAT,
             "plan": None if self._schedule is None else self._schedule.hash,
-            "road": None if self._schedule is None else self.road.to_json(),
+            "schedule": None if self._schedule is None else self.active.to_json(),
             "step": self._step,
             "peaks": [] if rates is None else rates.peaks,
             "arguments": [] if rates is None else rates.arguments,
@@ -143,7 +143,7 @@ class LRSchedule(Callback):
         checkpoint brings its own.
         """
         if trainer.lr_scheduler_configs:
-            raise ValueError(two_owners(type(self), pl_module, trainer.lr_scheduler_configs))
+            raise ValueError(scheduler_conflict(type(self), pl_module, trainer.lr_scheduler_configs))
         if not trainer.optimizers:
             raise ValueError(
                 f"{type(pl_module).__name__} has no optimizer for {type(self).__name__} to set the rate of"
@@ -195,8 +195,8 @@ class LRSchedule(Callback):
         """Takes a schedule that can be run."""
         self._schedule = schedule
 
-    def _own(self, trainer: Trainer) -> OwnedRates:
-        return OwnedRates(trainer.optimizers)
+    def _own(self, trainer: Trainer) -> LRSetter:
+        return LRSetter(trainer.optimizers)
 
     def _give_length(self, trainer: Trainer, module: LightningModule) -> None:
         """Makes the schedule's length the run's, where the Trainer has no limit of its own."""
@@ -214,7 +214,7 @@ class LRSchedule(Callback):
         """A run from scratch, or from a checkpoint without this callback's state."""
         if trainer.ckpt_path is None:
             return
-        without = f"{shown(str(trainer.ckpt_path))} was saved without {type(self).__name__}"
+        without = f"{display_path(str(trainer.ckpt_path))} was saved without {type(self).__name__}"
         if several_optimizers(trainer):
             raise ValueError(
                 f"{without}, and under manual optimization with several optimizers nothing else counts the "
@@ -233,7 +233,7 @@ class LRSchedule(Callback):
                 "here: go on with the version of the zoo that wrote it"
             )
         assert self._rates is not None
-        self._compare_past(trainer, Schedule.from_json(saved["road"]))
+        self._compare_past(trainer, Schedule.from_json(saved["schedule"]))
         self._compare_peaks(trainer, saved["peaks"])
         # Older checkpoints have no arguments beside the optimizer's own state.
         old = saved.get("arguments")
@@ -241,16 +241,16 @@ class LRSchedule(Callback):
 
     def _compare_past(self, trainer: Trainer, past: Schedule) -> None:
         """Refuses another past that nobody allowed."""
-        step, road = self._step, self.road
-        different = road.first_difference(past, step)
+        step, active = self._step, self.active
+        different = active.first_difference(past, step)
         if different is None:
             return
-        new, old = road.factor(different), past.factor(different)
+        new, old = active.factor(different), past.factor(different)
         if not self.allow_new_past:
             length = ""
-            if not isinstance(self.given, Schedule) and past.end != road.end:
+            if not isinstance(self.given, Schedule) and past.end != active.end:
                 length = (
-                    f" (it is as long as the run: {past.end:,} updates then, {road.end:,} now; leave the "
+                    f" (it is as long as the run: {past.end:,} updates then, {active.end:,} now; leave the "
                     "length as it was, or)"
                 )
             raise ValueError(
@@ -301,22 +301,22 @@ class LRSchedule(Callback):
             return  # on_train_end tells
         stop, limit = last_update(trainer)
         self._tell_missed(trainer, stop, f"{limit} ends the run")
-        end = self.road.end
-        if not self.stop_at_end and stop > end and self.road.factor(end) == 0:
+        end = self.active.end
+        if not self.stop_at_end and stop > end and self.active.factor(end) == 0:
             raise ValueError(
                 f"{limit} goes beyond the schedule's {end} updates, whose last learning rate "
                 "is 0: the rest would do nothing. Let the run stop (stop_at_end: true), or give the "
-                "schedule beyond: peak"
+                "schedule after_end: peak"
             )
 
     def _tell_missed(self, trainer: Trainer, stop: float, why: str) -> None:
         """Records the budgets that lie behind ``stop``, each once."""
-        budgets = self.road.budgets
+        budgets = self.active.budgets
         missed = [b.updates for b in budgets if b.post > stop and b.updates not in self._told_missed]
         if missed:
             self._told_missed |= set(missed)
             names = ", ".join(map(str, missed))
-            text = f"{self.label}: {why} before budget {names} (update {self.road.end})"
+            text = f"{self.label}: {why} before budget {names} (update {self.active.end})"
             record(trainer, "budgets_missed", text)
 
     def _after_update(self, trainer: Trainer, before: int) -> None:
@@ -326,16 +326,18 @@ class LRSchedule(Callback):
         """The learning rate of the next update."""
         assert self._rates is not None
         step = self._step
-        self._rates.set(trainer.optimizers, self.road.factor(step), self.road.phase(step) == "decay")
+        self._rates.set(trainer.optimizers, self.active.factor(step), self.active.phase(step) == "decay")
 
     def _stop_if_done(self, trainer: Trainer) -> None:
         """Stops after the last update of a schedule that has a length of its own."""
-        self._finished = self._step >= self.road.end
+        self._finished = self._step >= self.active.end
         if self._finished and self.stop_at_end and isinstance(self.given, Schedule):
             trainer.should_stop = True
 
 
-def two_owners(owner: type[LRSchedule], module: LightningModule, configs: Sequence[LRSchedulerConfig]) -> str:
+def scheduler_conflict(
+    owner: type[LRSchedule], module: LightningModule, configs: Sequence[LRSchedulerConfig]
+) -> str:
     """What is said where a module also has schedulers."""
     names = ", ".join(type(config.scheduler).__name__ for config in configs)
     return (

@@ -64,7 +64,11 @@ class LossCurve(Callback):
             figure.savefig(temporary, format="png", dpi=110)
         seconds = round(time.perf_counter() - started, 3)
         events.record(
-            trainer, "loss_drawn", f"loss curve: {events.shown(path)}", path="loss.png", seconds=seconds
+            trainer,
+            "loss_drawn",
+            f"loss curve: {events.display_path(path)}",
+            path="loss.png",
+            seconds=seconds,
         )
 
 

@@ -92,7 +92,9 @@ class SampleGrid(Callback):
                 blocks.append((f"{steps} step{'s' * (steps > 1)}", self._picture(samples)))
         save_blocks(path, blocks)
         seconds = round(time.perf_counter() - started, 3)
-        events.record(trainer, "samples_drawn", f"samples: {events.shown(path)}", path=name, seconds=seconds)
+        events.record(
+            trainer, "samples_drawn", f"samples: {events.display_path(path)}", path=name, seconds=seconds
+        )
 
     def _picture(self, samples: Tensor) -> Tensor:
         if samples.ndim == 4:

@@ -102,7 +102,7 @@ class SampleReport(Callback):
             events.record(
                 trainer,
                 "samples_scored",
-                f"scores with intervals: {events.shown(path)}",
+                f"scores with intervals: {events.display_path(path)}",
                 path=path.name,
                 seconds=seconds,
             )

@@ -153,7 +153,7 @@ class SampleWriter(Callback):
                     np.lib.format.write_array(member, np.array(labels, dtype=np.int64))
         self._draw(trainer, [data[n][row] for n, row in map(places.__getitem__, order[: self.picture])])
         seconds = round(time.perf_counter() - self._started, 3)
-        message = f"{len(order)} samples: {events.shown(path)}"
+        message = f"{len(order)} samples: {events.display_path(path)}"
         events.record(trainer, "samples_written", message, path=path.name, count=len(order), seconds=seconds)
 
     def _draw(self, trainer: Trainer, samples: list[np.ndarray]) -> None:

@@ -90,5 +90,5 @@ class TextWriter(Callback):
         )
         first = once[min(once)].get("text", "")
         start = f", the first begins {first[:_SHOWN]!r}" if first else ""
-        message = f"{len(once)} texts: {events.shown(path)}{start}"
+        message = f"{len(once)} texts: {events.display_path(path)}{start}"
         events.record(trainer, "texts_written", message, path=path.name, count=len(once))

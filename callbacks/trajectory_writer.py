@@ -73,7 +73,8 @@ class TrajectoryWriter(Callback):
         self._place = Path(trainer.strategy.broadcast(str(place)))
         if self._shards():
             raise ValueError(
-                f"{events.shown(self._place)} holds trajectories already: give another folder, or delete them"
+                f"{events.display_path(self._place)} holds trajectories already: give another folder, or "
+                "delete them"
             )
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,7 +128,7 @@ class TrajectoryWriter(Callback):
                 trainer,
                 "trajectories_written",
                 f"{count:,} trajectories of {len(shards[0].times) - 1} steps, {size / 1e6:,.1f} MB in "
-                f"{len(files)} file{'s' * (len(files) > 1)}: {events.shown(self._place)}",
+                f"{len(files)} file{'s' * (len(files) > 1)}: {events.display_path(self._place)}",
                 path=str(self._place),
                 count=count,
                 bytes=size,

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 class UpdateBar(ProgressBar):
     """One bar for the whole of a fit: updates done, time left, and the values logged with ``prog_bar=True``.
 
-    Lightning's own bars start anew with each epoch, which says little where a pass over the data takes a
+    Lightning's own bars start again with each epoch, which says little where a pass over the data takes a
     second or a week. ``zoo fit`` uses this one unless a config lists another. It draws with `rich`;
     validation is named while it runs, and tests and predictions have no bar.
 
-    Where the output is no terminal (a file, a pipe) there is a plain line instead, at each tenth of the run
-    and whenever ``line_seconds`` have passed::
+    Where the output is not a terminal (a file, a pipe) there is a plain line instead, at each tenth of the
+    run and whenever ``line_seconds`` have passed::
 
         updates 300/1500  train/loss 0.42  12.3/s  1 min 38 s left
 
@@ -28,7 +28,7 @@ class UpdateBar(ProgressBar):
 
     Args:
         refresh_seconds: Seconds between two drawings.
-        line_seconds: Most seconds between two lines, where the output is no terminal.
+        line_seconds: Most seconds between two lines, where the output is not a terminal.
     """
 
     def __init__(self, refresh_seconds: float = 0.25, line_seconds: float = 30.0) -> None:
@@ -124,7 +124,7 @@ class UpdateBar(ProgressBar):
 
 
 class _Lines:
-    """Plain lines on a console that is no terminal.
+    """Plain lines on a console that is not a terminal.
 
     Args:
         console: Where they go.

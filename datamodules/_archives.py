@@ -46,7 +46,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     ``.safetensors`` and uncompressed ``.npz`` files are mapped: they may be larger than the memory.
 
     Raises:
-        ValueError: the file is damaged, or holds what is no array of numbers.
+        ValueError: the file is damaged, or holds what is not an array of numbers.
     """
     try:
         return _safetensors(path) if path.suffix == ".safetensors" else _npz(path)
@@ -60,7 +60,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
         NotImplementedError,  # or packed in a way that is not known
         OverflowError,
         MemoryError,  # an array that says it is larger than any memory
-        tokenize.TokenError,  # a header that is no Python literal
+        tokenize.TokenError,  # a header that is not a Python literal
         struct.error,
         zipfile.BadZipFile,
         zlib.error,

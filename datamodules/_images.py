@@ -21,7 +21,7 @@ class ByteImages(Table):
 
 
 class RandomFlip:
-    """Reflects half of the images left to right, anew in each pass: drawn from (seed, pass, index).
+    """Reflects half of the images left to right, drawn again in each pass: drawn from (seed, pass, index).
 
     Args:
         seed: Seed of the draws.

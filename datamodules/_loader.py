@@ -73,10 +73,10 @@ def _identity(batch: Any) -> Any:
 class Loader:
     """Batches of a map-style dataset in an order that depends on nothing but (seed, position).
 
-    Training (``train=True``) is one endless stream of passes, each shuffled anew, that iterators cut into
+    Training (``train=True``) is one endless stream of passes, each shuffled again, that iterators cut into
     epochs: the next iterator goes on where the last one stopped. The global batch of ``batch_size *
     world_size`` items is dealt out to the ranks in turn, and items that do not fill one more global batch are
-    left to later passes. Evaluation: the order is fixed, each iterator starts anew and every item comes
+    left to later passes. Evaluation: the order is fixed, each iterator starts again and every item comes
     exactly once; all ranks get equally many batches, whose sizes differ by one at most.
 
     Args:

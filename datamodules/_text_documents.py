@@ -32,7 +32,7 @@ def library_sources() -> list[str]:
     for folder, below, names in os.walk(top):
         below[:] = [name for name in below if name not in _NOT_SOURCES]
         files += [Path(folder, name) for name in names if name.endswith(".py")]
-    # What the build wrote about its machine is no text of the library.
+    # What the build wrote about its machine is not part of the library's text.
     files = [file for file in files if not file.name.startswith("_sysconfigdata")]
     if not files:
         raise ValueError(
@@ -51,7 +51,7 @@ def read_documents(path: Path, argument: str, text_field: str) -> list[str]:
         text_field: The field of a JSON line that holds the text.
 
     Raises:
-        ValueError: there is no such file, or it holds no text, or not what its ending says.
+        ValueError: the file does not exist, or it holds no text, or not what its ending says.
     """
     files = [path]
     if path.is_dir():
@@ -122,7 +122,7 @@ def _json_lines(file: Path, text_field: str) -> Iterator[str]:
             record[text_field].encode()
         except UnicodeEncodeError as error:  # JSON can write half a character: "\\ud800"
             raise ValueError(
-                f"{file}, line {number}: the field {text_field!r} is no Unicode text: {error}"
+                f"{file}, line {number}: the field {text_field!r} is not Unicode text: {error}"
             ) from error
         yield record[text_field]
 

@@ -112,7 +112,7 @@ def store(file: Path, tokenizer: Subwords) -> None:
 
 
 def restore(file: Path) -> Subwords | None:
-    """The tokenizer of a cache file, or None where there is none, or one that is damaged: train it anew."""
+    """The tokenizer of a cache file, or None where there is none, or one that is damaged: retrain it."""
     if not file.is_file():
         return None
     from tokenizers import Tokenizer
@@ -125,7 +125,7 @@ def restore(file: Path) -> Subwords | None:
     if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != kept.get("sha256"):
         from lightning.pytorch.utilities import rank_zero_warn
 
-        rank_zero_warn(f"{file} is damaged: the tokenizer is trained anew and the file replaced")
+        rank_zero_warn(f"{file} is damaged: the tokenizer is retrained and the file replaced")
         return None
     return Subwords(Tokenizer.from_str(text))
 
@@ -134,7 +134,7 @@ def from_file(path: str) -> Subwords:
     """The tokenizer of a ``tokenizer.json``, or of a transformers folder that holds one. Nothing is fetched.
 
     Raises:
-        ValueError: there is no such file, or it is none.
+        ValueError: the file does not exist, or it is none.
     """
     from tokenizers import Tokenizer
 
@@ -148,4 +148,4 @@ def from_file(path: str) -> Subwords:
     try:
         return Subwords(Tokenizer.from_str(file.read_text(encoding="utf-8")))
     except Exception as error:  # the package raises nothing more special
-        raise ValueError(f"tokenizer={path!r}: {file} is no tokenizer of transformers: {error}") from error
+        raise ValueError(f"tokenizer={path!r}: {file} is not a tokenizer of transformers: {error}") from error

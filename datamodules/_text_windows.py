@@ -40,8 +40,8 @@ class TokenFile:
         size, width = path.stat().st_size, np.dtype(dtype).itemsize
         if size == 0 or size % width:
             raise ValueError(
-                f"{argument}={str(path)!r} has {size} bytes, which is no number of tokens of {width} bytes "
-                f"({dtype}), at least one: the file is empty or cut short, or dtype is another"
+                f"{argument}={str(path)!r} has {size} bytes, which is not a number of tokens of {width} "
+                f"bytes ({dtype}), at least one: the file is empty or cut short, or dtype is another"
             )
         return cls(path, dtype, 0, size // width)
 

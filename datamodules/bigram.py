@@ -1,4 +1,4 @@
-"""Pairs of tokens of a known law, some certain and some not: a language whose river and hills are tokens.
+"""Pairs of tokens of a known distribution, some certain and some not: river and hills of a language.
 
 The idea is of Wen et al. 2024 (arXiv 2410.05192, section 4): tokens whose successor is certain have no
 curvature at the optimum and are learned along the river, uncertain ones make the hills, on which SGD's noise
@@ -23,9 +23,9 @@ class Bigram(SplitDataModule):
     pass, index) alone, so no run sees a pair of noise twice.
 
     Training batches are dicts: ``first`` (B,) int64, ``next`` (B,) int64, and ``index`` (B,) int64.
-    Validation and test are the law itself, each first token once, so that what is measured has no sampling
-    error: ``first`` (B,) int64, ``probabilities`` (B, 2) float64 of the two next tokens, ``certain`` (B,)
-    bool, and ``index`` (B,). `zoo.lm.BigramTable` learns from both.
+    Validation and test are the distribution itself, each first token once, so that what is measured has no
+    sampling error: ``first`` (B,) int64, ``probabilities`` (B, 2) float64 of the two next tokens,
+    ``certain`` (B,) bool, and ``index`` (B,). `zoo.lm.BigramTable` learns from both.
 
     For that table, started from zeros and trained by SGD with learning rates eta, batches of B and the
     cross-entropy in nats, the difference z of the two logits of a token goes z - (2 eta / B) sum(sigmoid(z) -
@@ -72,10 +72,10 @@ class Bigram(SplitDataModule):
         self.n, self.certain, self.p_uncertain, self.size = n, certain, p_uncertain, size
 
     @property
-    def law(self) -> Tensor:
+    def distribution(self) -> Tensor:
         """Probabilities (n, 2) in float64 of the next token 0 or 1 after each first token.
 
-        >>> Bigram(n=3, certain=1, p_uncertain=0.25).law.tolist()
+        >>> Bigram(n=3, certain=1, p_uncertain=0.25).distribution.tolist()
         [[0.0, 1.0], [0.75, 0.25], [0.75, 0.25]]
         """
         one = torch.full((self.n,), self.p_uncertain, dtype=torch.float64)
@@ -89,8 +89,8 @@ class Bigram(SplitDataModule):
         >>> round(Bigram().entropy, 6)  # half of the tokens toss a coin: ln(2) / 2
         0.346574
         """
-        law = self.law
-        return float(-torch.xlogy(law, law).sum() / self.n)
+        distribution = self.distribution
+        return float(-torch.xlogy(distribution, distribution).sum() / self.n)
 
     def certain_excess(self, rates: Sequence[float]) -> float:
         """Expected excess cross-entropy of a certain token after one update of each rate: the river.
@@ -151,29 +151,29 @@ class Bigram(SplitDataModule):
         return self.n / (2 * rate * self.p_uncertain * (1 - self.p_uncertain))
 
     def setup(self, stage: str) -> None:
-        """Writes down the law; training pairs are drawn when they are asked for."""
+        """Writes down the distribution; training pairs are drawn when they are asked for."""
         self.train_set = _Places(self.size)
-        law = self.law
+        distribution = self.distribution
         self.test_set = Table(
             {
                 "first": torch.arange(self.n),
-                "probabilities": law,
+                "probabilities": distribution,
                 "certain": torch.arange(self.n) < self.certain,
             }
         )
         self.val_set = self.test_set
 
     def reference_dataloader(self) -> Loader:
-        """Not offered: the law itself is the reference.
+        """Not offered: the distribution itself is the reference.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError("Bigram has no items to compare with: its validation is the law itself")
+        raise ValueError("Bigram has no items to compare with: its validation is the distribution itself")
 
     def transform(self, train: bool) -> Transform | None:
         """Draws the pairs of a training batch."""
-        return _Pairs(self.law[:, 1], self.seed) if train else None
+        return _Pairs(self.distribution[:, 1], self.seed) if train else None
 
 
 class _Places(Table):

@@ -1,4 +1,4 @@
-"""A checkerboard in the plane: a law with sharp edges and corners, flat on every other square."""
+"""A checkerboard in the plane: a distribution with sharp edges and corners, flat on every other square."""
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class Checkerboard(SplitDataModule):
         self.num_classes = squares**2 // 2
 
     def density(self, x: Tensor) -> Tensor:
-        """The density of the law at the points ``x`` (B, 2), as (B,).
+        """The density of the distribution at the points ``x`` (B, 2), as (B,).
 
         >>> Checkerboard().density(torch.tensor([[-0.9, -0.9], [-0.4, -0.9], [1.1, 0.9]]))
         tensor([0.5000, 0.0000, 0.0000])

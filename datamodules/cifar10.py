@@ -32,7 +32,7 @@ class CIFAR10(SplitDataModule):
     Args:
         root: The unpacked folder (``cifar-10-batches-py`` or ``cifar-10-batches-bin``), or the one around it.
         batch_size: Images per batch and process.
-        flip: Reflect half of the training images, anew in each pass.
+        flip: Reflect half of the training images, drawn again in each pass.
         num_workers: Worker processes that read ahead; the images are in memory, so few are needed.
         seed: Seed of the training order and the flips. None takes the run's, or 0 without one.
 
@@ -153,7 +153,7 @@ def _array(value: Any) -> Tensor:
     kind = dtype.arguments[:1] if isinstance(dtype, Inert) else None
     content = content.encode("latin-1") if isinstance(content, str) else content
     if kind not in (("u1",), ("B",)) or column_major or not isinstance(content, bytes):
-        raise ValueError("its 'data' is no array of bytes, row by row")
+        raise ValueError("its 'data' is not an array of bytes, row by row")
     if shape != (len(content) // _PICTURE, _PICTURE) or len(content) % _PICTURE or not content:
         raise ValueError(
             f"its 'data' should have shape (N, {_PICTURE}), and has {shape} of {len(content)} bytes"

@@ -1,4 +1,4 @@
-"""Eight Gaussians on a circle: the smallest two-dimensional law with separate modes, known in closed form."""
+"""Eight Gaussians on a circle: a two-dimensional distribution with separate modes, in closed form."""
 
 import math
 

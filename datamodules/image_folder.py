@@ -21,8 +21,8 @@ class ImageFolder(SplitDataModule):
 
     A folder is read in one of three ways, the first that fits: with a ``dataset.json`` as EDM's dataset tool
     makes it, whose ``labels`` are pairs of a file and a class; with images in sub-folders only, which are the
-    classes in alphabetical order (unless ``classes`` is false); or with images only, of no class. Other files
-    are passed over.
+    classes in alphabetical order (unless ``classes`` is false); or with images only, without labels. Other
+    files are passed over.
 
     Images are decoded where they are read, in the workers: halved by averaging while both sides are at least
     twice ``size``, resized bicubically until the shorter side is ``size``, and cropped to the center, as ADM
@@ -40,7 +40,7 @@ class ImageFolder(SplitDataModule):
         test_root: A folder of the same form, with classes of the same names, for validation, test and
             predictions; None for no validation.
         classes: Whether sub-folders are classes. False for folders that only divide files, as FFHQ's.
-        flip: Reflect half of the training images, anew in each pass.
+        flip: Reflect half of the training images, drawn again in each pass.
         batch_size: Images per batch and process.
         num_workers: Worker processes that decode and read ahead.
         seed: Seed of the training order and the flips. None takes the run's, or 0 without one.
@@ -78,7 +78,7 @@ class ImageFolder(SplitDataModule):
         """Lists the files.
 
         Raises:
-            ValueError: there are none, or the classes of the two folders do not go together.
+            ValueError: there are none, or the classes of the two folders are incompatible.
         """
         paths, names = find_images(self.root, "root", self.classes)
         known = sorted(set(names)) if names is not None else None

@@ -25,7 +25,7 @@ class Latents(SplitDataModule):
 
     Archives of the encoder's distribution hold twice the channels, the mean and then the standard deviation
     (``moments: std``; EDM2, REPA) or the logarithm of the variance (``moments: logvar``; what the autoencoder
-    itself puts out). A latent is then drawn from it anew in each pass, from (seed, pass, index); in
+    itself puts out). A latent is then drawn from it again in each pass, from (seed, pass, index); in
     evaluation the draws are always the same, and others than in training.
 
     Uncompressed files are mapped, not loaded: they may be larger than the memory. Nobody reads such a file
@@ -41,14 +41,14 @@ class Latents(SplitDataModule):
         mean: Of each channel of the latents; zeros if not given.
         std: Of each channel of the latents; ones if not given.
         moments: What the second half of the channels is.
-        flip: Take ``latents_flipped`` for half of the items, anew in each pass.
+        flip: Take ``latents_flipped`` for half of the items, drawn again in each pass.
         batch_size: Items per batch and process.
         num_workers: Worker processes that read ahead.
         seed: Seed of the training order, the draws and the flips. None takes the run's, or 0 without one.
 
     Raises:
         ValueError: ``path`` names no archive; when set up: a file is damaged, lacks what is asked for, or
-            does not go together with the others.
+            is incompatible with the others.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Latents(SplitDataModule):
         """Opens the files.
 
         Raises:
-            ValueError: one is damaged, lacks what is asked for, or does not go together with the others.
+            ValueError: one is damaged, lacks what is asked for, or is incompatible with the others.
         """
         self.train_set = self._table(self.files, self.flip)
         if self.test_files is not None:
@@ -170,7 +170,9 @@ def _files(path: str, argument: str) -> list[Path]:
     place = Path(path).expanduser()
     files = sorted(file for file in place.iterdir() if file.suffix in ENDINGS) if place.is_dir() else [place]
     if not files or not all(file.is_file() and file.suffix in ENDINGS for file in files):
-        raise ValueError(f"{argument}={path!r} is no .npz or .safetensors file, and no folder of such files")
+        raise ValueError(
+            f"{argument}={path!r} is not an .npz or .safetensors file, and no folder of such files"
+        )
     return files
 
 

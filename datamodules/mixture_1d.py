@@ -13,8 +13,8 @@ class Mixture1D(SplitDataModule):
 
     Batches are dicts: ``x`` (B, dim) float32, each coordinate drawn from the mixture on its own, ``label``
     (B,) int64, the component, for dim = 1 only, and ``index`` (B,) int64, the row in its split. Every number
-    is a function of its row. `law` is the truth: velocity, score, denoiser, flow map and mean velocity of one
-    coordinate, which for a product hold coordinate by coordinate.
+    is a function of its row. `distribution` is the truth: velocity, score, denoiser, flow map and mean
+    velocity of one coordinate, which for a product hold coordinate by coordinate.
 
     The default is the mixture that the tests of `zoo.flow` use.
 
@@ -59,11 +59,11 @@ class Mixture1D(SplitDataModule):
         self.num_classes = len(weights) if dim == 1 else None
 
     @property
-    def law(self) -> GaussianMixture:
-        """The law of one coordinate on the linear path, in float64.
+    def distribution(self) -> GaussianMixture:
+        """The distribution of one coordinate on the linear path, in float64.
 
         >>> z = torch.tensor([[-1.2]]).double()
-        >>> round(Mixture1D().law.flow_map(z, t=1.0, r=0.0).item(), 6)
+        >>> round(Mixture1D().distribution.flow_map(z, t=1.0, r=0.0).item(), 6)
         -1.059226
         """
         weights, means, stds = (

@@ -260,7 +260,7 @@ class Text(SplitDataModule):
 
 
 def _check_vocabulary(tokenizer: str, vocab_size: int | None, binary: bool, dtype: str) -> None:
-    """Refuses a ``vocab_size`` that does not go together with the tokenizer."""
+    """Refuses a ``vocab_size`` that is incompatible with the tokenizer."""
     if binary and tokenizer == "bpe":
         raise ValueError("tokenizer='bpe' is trained on text, and a .bin file holds tokens: leave it out")
     if (tokenizer == "bpe" or (binary and tokenizer == "bytes")) and vocab_size is None:

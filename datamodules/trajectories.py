@@ -68,7 +68,7 @@ class Trajectories(SplitDataModule):
         """Opens the files and splits the trajectories, the same for every stage and seed.
 
         Raises:
-            ValueError: there are none, one is damaged, or they do not go together.
+            ValueError: there are none, one is damaged, or they are incompatible.
         """
         files = _files(self.path)
         shards = [read_shard(file) for file in files]
@@ -141,7 +141,7 @@ class _Common:
         finite = states.flatten(1).isfinite().all(1)
         if not bool(finite.all()):
             raise ValueError(
-                f"the stored trajectories {index[~finite].tolist()} are not finite: make them anew "
+                f"the stored trajectories {index[~finite].tolist()} are not finite: regenerate them "
                 "(TrajectoryWriter writes no such file)"
             )
         return batch | {"states": states, "index": index, "times": self.times, "path": self.path}
@@ -155,8 +155,8 @@ def _files(path: str) -> list[Path]:
     found = [file for file in place.rglob("trajectories-*.safetensors") if file.is_file()]
     if not found:
         raise ValueError(
-            f"path={path!r} is no file, and no folder with files trajectories-*.safetensors: make them with "
-            "zoo predict, the callback TrajectoryWriter and CMT's predict: trajectories, as the config "
+            f"path={path!r} is not a file, and no folder with files trajectories-*.safetensors: make them "
+            "with zoo predict, the callback TrajectoryWriter and CMT's predict: trajectories, as the config "
             "flow/digits_trajectories does"
         )
     newest = max(found, key=lambda file: file.stat().st_mtime_ns).parent
@@ -176,6 +176,6 @@ def _check_alike(file: Path, shard: Shard, first_file: Path, first: Shard) -> No
     ):
         if mine != wanted:
             raise ValueError(
-                f"{file} does not go together with {first_file}: its {name} is {mine}, there it is {wanted}. "
+                f"{file} is incompatible with {first_file}: its {name} is {mine}, there it is {wanted}. "
                 "Keep what one run made in a folder of its own"
             )

@@ -15,8 +15,8 @@ from typing import Any
 def table(source: str) -> dict[str, str]:
     r"""Maps each name imported under ``if TYPE_CHECKING:`` in ``source`` to the module that defines it.
 
-    >>> table("if TYPE_CHECKING:\n    from zoo.flow.times import TimeSampler as TimeSampler")
-    {'TimeSampler': 'zoo.flow.times'}
+    >>> table("if TYPE_CHECKING:\n    from zoo.flow.mean_flow_times import TimeSampler as TimeSampler")
+    {'TimeSampler': 'zoo.flow.mean_flow_times'}
     """
     names: dict[str, str] = {}
     for node in ast.parse(source).body:

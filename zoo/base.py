@@ -19,7 +19,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor
 
-from zoo.events import record, shown
+from zoo.events import display_path, record
 from zoo.import_policy import VARIABLE, allowed_imports, trusted_packages
 from zoo.io import find_checkpoint, load_checkpoint
 
@@ -197,7 +197,7 @@ class ZooModule(_PlainHyperparameters, LightningModule):  # type: ignore[misc]
             record(
                 self.trainer,
                 "weights_loaded",
-                f"started from the {self.init_weights} weights of {shown(source)}: {report}",
+                f"started from the {self.init_weights} weights of {display_path(source)}: {report}",
                 source=str(source),
                 weights=self.init_weights,
                 matched=len(report.matched),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from zoo import __version__
-from zoo._cli.errors import CommandError, close, complain, debugging, say
+from zoo._cli.errors import CommandError, debugging, print_error, print_out, suggest
 from zoo._cli.offline import downloads, split_download
 from zoo._cli.policy import import_policy, split_trust
 
@@ -36,7 +36,9 @@ VERBS = {
     "predict": Verb("zoo._cli.train:run", "run a model over the data", raw=True),
     "check": Verb("zoo._cli.check:run", "parse configs and build their parts, without data", raw=True),
     "plan": Verb(
-        "zoo._cli.plan:run", "a config's learning rates before they are paid for: zoo plan CONFIG", raw=True
+        "zoo._cli.plan:run",
+        "a config's learning rates, and what each budget costs: zoo plan CONFIG",
+        raw=True,
     ),
     "list": Verb("zoo._cli.verbs:list_names", "name the models, data, callbacks, networks and configs"),
     "show": Verb("zoo._cli.verbs:show", "explain a component, or print a config: zoo show MeanFlow"),
@@ -79,20 +81,20 @@ def main(args: Sequence[str] | None = None) -> int:
         rest, trusted = split_trust(words)
         rest, fetches = split_download(rest)
         if not rest or rest[0] in ("-h", "--help", "help"):
-            say(HELP)
+            print_out(HELP)
             return 0
         if rest[0] in ("-V", "--version"):
-            say(__version__)
+            print_out(__version__)
             return 0
         with downloads(fetches):
             return call(rest[0], rest[1:], words, trusted)
     except CommandError as error:
         if debugging():
             traceback.print_exc()
-        complain(f"error: {error}")
+        print_error(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        complain("interrupted before anything was done")
+        print_error("interrupted before anything was done")
         return 130
     except (
         BrokenPipeError
@@ -104,7 +106,7 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         if debugging():
             traceback.print_exc()
-        complain(
+        print_error(
             f"error: {error.filename or 'a file'} cannot be written: {error.strerror}. {DISK[error.errno]}"
         )
         return 2
@@ -116,7 +118,7 @@ def call(name: str, args: list[str], words: list[str], trusted: list[str]) -> in
         before = [word for word in (name, *args) if word != late]
         raise CommandError(f"the verb comes first: zoo {late} {' '.join(before)}")
     if name not in VERBS:
-        raise CommandError(f"there is no verb {name!r}{close(name, VERBS)} (zoo --help)")
+        raise CommandError(f"unknown verb {name!r}{suggest(name, VERBS)} (zoo --help)")
     verb = VERBS[name]
     module, _, function = verb.function.partition(":")
     target = getattr(importlib.import_module(module), function)

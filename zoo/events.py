@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def run_folder(trainer: "Trainer") -> Path:
     """The folder of a run: the first logger's, else ``default_root_dir``.
 
-    Unlike `trainer.log_dir` this is no collective call, so one rank alone may ask. Only the answer on global
-    rank zero counts: on the others a logger may not know its version.
+    Unlike `trainer.log_dir` this is not a collective call, so one rank alone may ask. Only the answer on
+    global rank zero counts: on the others a logger may not know its version.
     """
     for logger in trainer.loggers:
         for name in ("log_dir", "save_dir"):
@@ -26,7 +26,7 @@ def run_folder(trainer: "Trainer") -> Path:
     return Path(trainer.default_root_dir)
 
 
-def shown(path: str | Path) -> str:
+def display_path(path: str | Path) -> str:
     """A path as short as it can be typed from here: relative where it lies below the current folder."""
     path = Path(os.path.abspath(path))
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -24,7 +24,7 @@ NETWORK: dict[str, Any] = {
 
 
 class Listener(nn.Module):
-    """A reader that hears everything and changes nothing."""
+    """A hook that hears everything and changes nothing."""
 
     layer = 1
 
@@ -92,14 +92,14 @@ def ratios(base: Callable[[], None], others: dict[str, Callable[[], None]]) -> d
 @pytest.mark.bench
 def test_an_update_costs_what_transformers_own_costs() -> None:
     found = ratios(
-        bare(), {"CausalLM": ours(), "z-loss": ours(z_loss=1e-4), "reader": ours(readers=[Listener()])}
+        bare(), {"CausalLM": ours(), "z-loss": ours(z_loss=1e-4), "hook": ours(hooks=[Listener()])}
     )
     print("over transformers' own update: " + ", ".join(f"{name} {each:.3f}" for name, each in found.items()))
     # Its own work is a view and a gather; the rest of the limit is the noise of nine turns.
     assert found["CausalLM"] < 1.05
     # The z-loss reads logsumexp off the log-probabilities; another pass over the vocabulary would show.
     assert found["z-loss"] < 1.10
-    assert found["reader"] < 1.10
+    assert found["hook"] < 1.10
 
 
 @pytest.mark.bench

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.flow import DiT, EDMPreconditioning, FlowModel
+from zoo.flow import DiT, EDMPreconditioning, PreconditionedNetwork
 from zoo.flow.cmt import consistency_error
 from zoo.metrics import LPIPS
 
@@ -36,7 +36,7 @@ def arms() -> dict[str, Callable[[], float]]:
     """A step of each: the loss, its gradient in the student's weights."""
     torch.manual_seed(0)
     network = DiT(32, 3, 4, width=64, depth=2, heads=4, num_classes=None, two_times=False)
-    model, distance = FlowModel(network, EDMPreconditioning()), random_lpips()
+    model, distance = PreconditionedNetwork(network, EDMPreconditioning()), random_lpips()
     count = TRAJECTORIES * PAIRS
     z, t, end = torch.randn(count, 3, 32, 32), torch.rand(count) + 0.1, torch.randn(TRAJECTORIES, 3, 32, 32)
 

@@ -21,8 +21,8 @@ from zoo.flow import (
     Diffusion,
     DiT,
     EDMPreconditioning,
-    FlowModel,
     MeanFlow,
+    PreconditionedNetwork,
     Teacher,
     VelocityPrediction,
 )
@@ -36,7 +36,7 @@ def network(two_times: bool) -> DiT:
 
 
 def teacher() -> Teacher:
-    return Teacher.of(FlowModel(network(False), EDMPreconditioning(0.75)), steps=STEPS)
+    return Teacher.of(PreconditionedNetwork(network(False), EDMPreconditioning(0.75)), steps=STEPS)
 
 
 def update(module: Any, items: int = BATCH, stored: bool = False) -> Callable[[], None]:

@@ -133,4 +133,4 @@ def test_a_damaged_checkpoint_stops_no_resume(tmp_path: Path) -> None:
     fit(tmp_path, plan, checkpoint=folder / "wsds-budget10-pre-step8.ckpt")
     [text] = events(tmp_path, "checkpoint_damaged")
     assert str(stump) in text and text.endswith("Remove it.")
-    assert load_checkpoint(stump)["global_step"] == 10  # written anew
+    assert load_checkpoint(stump)["global_step"] == 10  # rewritten

@@ -125,7 +125,7 @@ def test_files_and_ledger(whole: tuple[LightningModule, Rates, Path]) -> None:
         checkpoint = load_checkpoint(folder / "checkpoints" / entry.path)  # weights_only, as all loads
         state = checkpoint["callbacks"]["WSDS{'name': 'wsds'}"]
         assert checkpoint["global_step"] == entry.step and "current_model_state" in checkpoint
-        assert Schedule.from_json(state["road"]) == PLAN
+        assert Schedule.from_json(state["schedule"]) == PLAN
         assert [e["path"] for e in state["files"]["ledger"]] == [e.path for e in entries[: number + 1]]
     events = read_json_lines(folder / "events.jsonl")
     assert [e["event"] for e in events] == ["branch_point_saved", "budget_reached"] * 3
@@ -281,25 +281,25 @@ def test_the_tree_of_wsd(tmp_path: Path) -> None:
         for key, value in alone.state_dict().items():  # after a fit these are the averaged weights
             assert torch.equal(value, saved["state_dict"][key])
     rows = [row.split(",") for row in (tmp_path / "tree" / "metrics.csv").read_text().splitlines()]
-    leg = rows[0].index("wsds/leg")
-    assert [float(row[leg]) for row in rows[1:] if row[leg]] == [0.0] * 10 + [1.0] * 12 + [2.0] * 24
+    sub_run = rows[0].index("wsds/sub_run")
+    assert [float(row[sub_run]) for row in rows[1:] if row[sub_run]] == [0.0] * 10 + [1.0] * 12 + [2.0] * 24
     assert torch.stack(module.losses[-24:]).equal(torch.stack(alone.losses[-24:]))
 
 
 @pytest.mark.parametrize("at", [(9, 0), (10, 0), (18, 1)])
 def test_the_tree_resumes_on_any_leg(at: tuple[int, int], tmp_path: Path) -> None:
-    step, leg = at
+    step, sub_run = at
     tree = wsd([10, 20, 30], warmup=4, decay=0.2)
     whole, rates = fit(tmp_path / "whole", tree)
     assert len(rates.seen) == 10 + 12 + 14
     kept = (
         tmp_path / "kept.ckpt"
-    )  # legs repeat update numbers, and Lightning then counts the file's version up
+    )  # sub-runs repeat update numbers, and Lightning then counts the file's version up
     found = [load_checkpoint(path) for path in (tmp_path / "whole" / "all").glob(f"step={step}*.ckpt")]
-    [saved] = [c for c in found if c["callbacks"]["WSDS{'name': 'wsds'}"]["leg"] == leg]
+    [saved] = [c for c in found if c["callbacks"]["WSDS{'name': 'wsds'}"]["sub_run"] == sub_run]
     torch.save(saved, kept)
     resumed, after = fit(tmp_path / "whole", tree, checkpoint=kept)
-    first = [0, 10][leg] + step - [0, 8][leg]
+    first = [0, 10][sub_run] + step - [0, 8][sub_run]
     assert after.seen == rates.seen[first:]
     assert_same_run(whole, resumed)
 
@@ -312,7 +312,7 @@ def test_without_its_own_fit_the_first_leg_is_run(tmp_path: Path) -> None:
     )  # fmt: skip
     trainer.fit(ToyClassifier(), datamodule=Digits(batch_size=100, seed=0))
     assert trainer.global_step == 10
-    assert owner.next_leg() == str(tmp_path / "mine" / "wsds-budget10-pre-step8.ckpt")
+    assert owner.next_sub_run() == str(tmp_path / "mine" / "wsds-budget10-pre-step8.ckpt")
 
 
 def test_the_future_may_change(whole: tuple[LightningModule, Rates, Path], tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def test_refusals_before_the_first_update(
 def test_refusals_at_construction() -> None:
     with pytest.raises(ValueError, match="beta2_in_decay must be in"):
         WSDS(PLAN, beta2_in_decay=1.0)
-    with pytest.raises(ValueError, match="needs a schedule on one road"):
+    with pytest.raises(ValueError, match="needs a schedule without branches"):
         WSDS(wsd([10, 20]), decay_on_demand=DecayOnDemand())
     with pytest.raises(ValueError, match="nothing to branch from"):
         WSDS(wsd([10, 20]), save_pre=False)
@@ -426,7 +426,7 @@ def test_beyond_the_plan_and_before_its_end(tmp_path: Path) -> None:
     assert len(stopped.seen) == 20
     _, held = fit(tmp_path / "hold", WSDS(wsds([20], decay=0.2), stop_at_end=False), max_steps=30)
     assert held.factors[20:] == pytest.approx([0.1] * 10)
-    peak = WSDS(wsds([20], decay=0.2, beyond="peak"), stop_at_end=False)
+    peak = WSDS(wsds([20], decay=0.2, after_end="peak"), stop_at_end=False)
     assert fit(tmp_path / "peak", peak, max_steps=30)[1].factors[20:] == pytest.approx([1.0] * 10)
     _, cut = fit(tmp_path / "cut", wsds([10, 20], decay=0.2), max_steps=15)
     assert len(cut.seen) == 15
@@ -504,7 +504,7 @@ def test_decay_on_demand_by_a_plateau(monitor: str, mode: Any, tmp_path: Path) -
 
 
 def test_merges(tmp_path: Path) -> None:
-    """WSM: the mean of snapshots of the road, also of a run that was resumed elsewhere within the window."""
+    """WSM: the mean of snapshots of the trunk, also of a run that was resumed elsewhere within the window."""
     plan = wsm([20, 40], warmup=4, window=0.6, snapshots=4, shape="1-sqrt")
     fit(tmp_path / "whole", plan)
     folder = tmp_path / "whole" / "checkpoints"
@@ -518,7 +518,7 @@ def test_merges(tmp_path: Path) -> None:
         states = [load_checkpoint(tmp_path / "whole" / "all" / f"step={step}.ckpt") for step in steps]
         merged = load_checkpoint(folder / f"wsds-budget{total}-merged-step{total}.ckpt")
         for name, value in merged["state_dict"].items():
-            # The road's own weights, not their running average, which these checkpoints have under
+            # The trunk's own weights, not their running average, which these checkpoints have under
             # state_dict.
             parts = [state["current_model_state"][name].double() for state in states]
             mean = sum(weight * part for weight, part in zip(weights, parts, strict=True))
@@ -539,7 +539,7 @@ def test_merges(tmp_path: Path) -> None:
 def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir(parents=True)
     (tmp_path / "checkpoints" / "ledger.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"ledger.json is no ledger .*: move it away"):
+    with pytest.raises(ValueError, match=r"ledger.json is not a ledger .*: move it away"):
         fit(tmp_path, PLAN)
 
 

@@ -63,8 +63,8 @@ def test_a_word_of_the_line_is_no_way_around(zoo, workspace):
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (b"x: 1\n\xff\xfe", "is no config: byte 5 is not of UTF-8 text"),
-        (b"#" * (MAX_BYTES + 1), f"is no config: a config has {MAX_BYTES:,} bytes at most"),
+        (b"x: 1\n\xff\xfe", "is not a config: byte 5 is not of UTF-8 text"),
+        (b"#" * (MAX_BYTES + 1), f"is not a config: a config has {MAX_BYTES:,} bytes at most"),
     ],
 )
 def test_a_file_that_is_no_config(tmp_path, content, line):

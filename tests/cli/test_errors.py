@@ -19,15 +19,18 @@ LINES = [
     (["--model.depth", "x"], "model.init_args.depth: expected int or null, got x (an argument of Net)"),
     (["--model.optimizer.lr", "x"], "model.init_args.optimizer.init_args.lr: expected float, got x"),
     (["--model.optimizer.lr", "-1"], "model.init_args.optimizer (AdamW): Invalid learning rate: -1.0"),
-    (["--model", "torch.nn.Linear"], "model: torch.nn.Linear is no LightningModule"),
-    (["--model.optimizer", "torch.nn.Linear"], "model.init_args.optimizer: torch.nn.Linear is no Optimizer"),
+    (["--model", "torch.nn.Linear"], "model: torch.nn.Linear is not a LightningModule"),
+    (
+        ["--model.optimizer", "torch.nn.Linear"],
+        "model.init_args.optimizer: torch.nn.Linear is not an Optimizer",
+    ),
     (["--model", "zoo.flow.MeanFloww"], "model: there is no MeanFloww in zoo.flow; did you mean MeanFlow"),
     (["--model", "MeanFlo"], "model: no class is named 'MeanFlo'; did you mean MeanFlow"),
     (["--data", "MeanFlow"], "data: MeanFlow (zoo.flow.MeanFlow) is of another kind than belongs here"),
     (["--data.batch_size", "0"], "data (Digits): batch_size must be at least 1, got 0"),
     (["--trainer.max_epochs", "x"], "trainer.max_epochs: expected int or null, got x"),
     (["--trainer.max_steps", "1.5"], "trainer.max_steps: expected int, got 1.5"),
-    (["--trainer.max_epchs", "3"], "--trainer.max_epchs: there is no such argument; did you mean --trainer"),
+    (["--trainer.max_epchs", "3"], "unknown argument --trainer.max_epchs; did you mean --trainer"),
     (
         ["--trainer.callbacks+", "SampleGird"],
         "trainer.callbacks: no class is named 'SampleGird'; did you mean SampleGrid?",
@@ -52,14 +55,14 @@ LINES = [
     (["--config", "s3://b/x.yaml"], "--config s3://b/x.yaml: configs are read from this machine only"),
     (
         ["--config", "key.yaml"],
-        "trainer.max_epchs: there is no such setting in `zoo fit`; did you mean trainer.max_epochs",
+        "unknown setting trainer.max_epchs of `zoo fit`; did you mean trainer.max_epochs",
     ),
     (
         ["--config", "deep.yaml"],
         "deep.yaml: model.init_args.optimizer.init_args.lrr: AdamW takes no argument 'lrr'",
     ),
     (["--config", "broken.yaml"], "broken.yaml: Problems parsing config: "),
-    (["bogus"], "bogus: there is no such argument"),
+    (["bogus"], "unknown argument bogus"),
 ]
 
 
@@ -84,7 +87,7 @@ def test_mistakes_after_fit_are_one_line(zoo, workspace):
     ("words", "line"),
     [
         (["--config", "small.yaml", "fit"], "the verb comes first: zoo fit --config small.yaml"),
-        (["ft"], "there is no verb 'ft'; did you mean fit? (zoo --help)"),
+        (["ft"], "unknown verb 'ft'; did you mean fit? (zoo --help)"),
         (["fit"], "missing: model. A config gives them: --config NAME (see `zoo list configs`)"),
         (["fit", "--trust"], "--trust needs the name of a package: --trust my_package"),
         (["show", "MeanFlo"], "nothing is named 'MeanFlo'; did you mean MeanFlow"),
@@ -254,8 +257,8 @@ def test_a_checkpoint_that_no_trainer_saved_is_told_what_it_lacks(zoo, workspace
         result = zoo(*FIT, "--trainer.max_steps", "2", "--ckpt_path", "less.ckpt")
         assert result.code == 2
         assert (
-            f"ckpt_path: less.ckpt is no checkpoint that a Trainer saved to be gone on from: it lacks {key}"
-            in (result.err)
+            "ckpt_path: less.ckpt is not a checkpoint that a Trainer saved to be gone on from: it lacks "
+            f"{key}" in (result.err)
         )
 
 

@@ -125,7 +125,7 @@ def test_a_pretrained_model_is_checked_and_planned_without_its_weights(zoo, work
     for verb in ("check", "plan"):
         run = zoo(verb, "tuned.yaml")
         assert run.code == 2 and run.err.count("\n") == 1
-        assert "pretrained='some/repo' is no local folder" in run.err
+        assert "pretrained='some/repo' is not a local folder" in run.err
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_budgets_that_lie_close_together(zoo, config):
 
 
 def test_the_tree_by_one_command_and_a_merge(zoo, config):
-    """`zoo fit` runs all legs; a merged model is tested, and not resumed."""
+    """`zoo fit` runs all sub-runs; a merged model is tested, and not resumed."""
     small = CONFIG.replace("[20, 40, 80], warmup: 4", "[4, 8], warmup: 2, decay: 0.5").replace("80", "8")
     Path(config).write_text(small)
     run = zoo("fit", "--config", config)

@@ -115,7 +115,7 @@ def test_an_argument_of_any_type_builds_nothing(zoo, workspace):
 
 
 def test_a_reexport_opens_nothing(zoo, workspace):
-    """``zoo.io.os.system`` is ``os.system``, whatever the road."""
+    """``zoo.io.os.system`` is ``os.system``, by whatever path."""
     callback = '[{"class_path": "LambdaCallback", "init_args": {"on_fit_start": "zoo.io.os.system"}}]'
     result = zoo(*FIT, "--trainer.callbacks", callback)
     assert result.code == 2

@@ -174,7 +174,7 @@ def test_a_checkpoint_that_has_made_all_updates_is_refused(zoo, workspace):
 def test_resume_needs_a_run(zoo, workspace):
     for words, said in (
         (["--resume"], "--resume needs the folder of a run"),
-        (["--resume", "nowhere"], "no config.yaml there, so it is no run"),
+        (["--resume", "nowhere"], "no config.yaml there, so it is not a run"),
     ):
         result = zoo("fit", *words)
         assert result.code == 2

@@ -139,7 +139,7 @@ def test_newest_checkpoint_is_the_whole_one_of_most_updates_whatever_the_clock_s
         _save(tmp_path / f"{name}.ckpt", 1 + number)
         os.utime(tmp_path / f"{name}.ckpt", ns=(9 - number, 9 - number))
     _save(tmp_path / ".tmp-d-x1.ckpt", 4)  # a killed process did not finish it
-    _save(tmp_path / "merged.ckpt", 4, merged={})  # a mean is no state to go on from
+    _save(tmp_path / "merged.ckpt", 4, merged={})  # a mean is not a state to go on from
     assert newest_checkpoint(saves(tmp_path)) == tmp_path / "c.ckpt"
     content = bytearray((tmp_path / "c.ckpt").read_bytes())
     content[len(content) // 2] ^= 1
@@ -263,7 +263,7 @@ def test_layers_and_bundled_names(zoo, workspace):
 
 @pytest.mark.parametrize("early", [True, False])
 def test_another_class_has_its_own_defaults(zoo, workspace, capsys, early):
-    """AdamW's weight decay of 0.01 is no business of RAdam's; what was asked for stays."""
+    """AdamW's weight decay of 0.01 does not apply to RAdam; what was asked for stays."""
     words = ["--model", "my_model.Net", "--model.width", "7", "--model.optimizer.lr", "0.25"]
     chosen = ["--model.optimizer", "RAdam"] if early else []
     with pytest.raises(SystemExit, match="0"):

@@ -163,7 +163,7 @@ def test_show_knows_every_name_of_the_readme(zoo, root):
 def test_check_takes_a_stack_of_configs_as_one_run(zoo, workspace):
     """As `zoo fit` does: later ones win, and settings on the line win over all."""
     Path("wide.yaml").write_text("model: {init_args: {width: 8}}\n")
-    assert zoo("check", "wide.yaml", "--trust", "my_model").code == 2  # a part alone is no run
+    assert zoo("check", "wide.yaml", "--trust", "my_model").code == 2  # a part alone is not a run
     words = ("--trust", "my_model", "--config", "small.yaml", "--config=wide.yaml")
     result = zoo("check", *words)
     assert (result.code, result.out) == (0, "small.yaml + wide.yaml: ok, Net on Digits, 529 parameters\n")

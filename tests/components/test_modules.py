@@ -50,7 +50,7 @@ CASES = {
     "MeanFlow": module(
         "MeanFlow",
         True,
-        times={"class_path": "zoo.flow.MeanFlowTimes", "init_args": {"share": 0.5}},
+        times={"class_path": "zoo.flow.MeanFlowTimes", "init_args": {"prob_r_neq_t": 0.5}},
         omega=1.5,
     ),
     "MeanFlow, distilled by differences": module(
@@ -140,7 +140,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     times = torch.tensor([80.0, 2.0, 0.5, 0.002], dtype=torch.float64)
     states = states * times.float()[:, None, None, None]  # noise at first
     index = torch.arange(320)
-    shard = Shard(states, times, index, index % 11, "VarianceExplodingPath()")  # label 10 is no class
+    shard = Shard(states, times, index, index % 11, "VarianceExplodingPath()")  # label 10 is unconditional
     write_shard(folder / "trajectories-0-00000.safetensors", shard)
     return folder
 

@@ -61,8 +61,8 @@ def test_a_host_sync_is_found(tmp_path: Path) -> None:
 
 
 def test_a_step_that_depends_on_the_number_of_processes_is_found(pool: Pool) -> None:
-    """A fixed share of each rank's batch (`MeanFlowTimes` says so) is no function of the items alone."""
-    times = {"class_path": "zoo.flow.MeanFlowTimes", "init_args": {"share": 0.5, "fixed_share": True}}
+    """A fixed number of items of each rank's batch is not a function of the items alone."""
+    times = {"class_path": "zoo.flow.MeanFlowTimes", "init_args": {"prob_r_neq_t": 0.5, "fixed_count": True}}
     network = {"class_path": "zoo.flow.MLP", "init_args": {"width": 8, "depth": 1}}
     case = ModuleCase(
         model={

@@ -55,11 +55,11 @@ def test_there_are_configs() -> None:
 
 
 def test_stages_come_in_order() -> None:
-    road = [name for name in ordered() if "digits" in name]
+    stages = [name for name in ordered() if "digits" in name]
     assert (
-        road.index("flow/digits_pretrain")
-        < road.index("flow/digits_cmt")
-        < road.index("flow/digits_mean_flow")
+        stages.index("flow/digits_pretrain")
+        < stages.index("flow/digits_cmt")
+        < stages.index("flow/digits_mean_flow")
     )
     assert all(set(starts_from(name)) <= set(NAMES) for name in NAMES)
 

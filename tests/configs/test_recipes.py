@@ -24,7 +24,7 @@ from zoo._cli.check import CheckCLI
 from zoo._cli.noise import MACHINE, quiet
 from zoo._cli.policy import import_policy
 from zoo._cli.trainer_cli import build
-from zoo.flow import CMT, EDM2UNet, EDMPreconditioning, FlowModel, MeanFlow, SongUNet, Teacher
+from zoo.flow import CMT, EDM2UNet, EDMPreconditioning, MeanFlow, PreconditionedNetwork, SongUNet, Teacher
 
 RECIPES = [name for name in ALL_RECIPES if name.startswith("flow/")]
 OVERLAYS = [name for name in ALL_OVERLAYS if name.startswith("flow/")]
@@ -81,7 +81,7 @@ PUBLISHED: dict[str, Callable[[], nn.Module]] = {
 CHANGES = {
     "flow/strict_official/cmt": {"start": "data", "label_dropout": 0.0, "sample_boundary": 0.003},
     "flow/strict_official/ect": {"sample_boundary": 0.003},
-    "flow/strict_official/mean_flow": {"times.init_args.fixed_share": True},
+    "flow/strict_official/mean_flow": {"times.init_args.fixed_count": True},
 }
 MERGES = [
     *((f"flow/{data}/{stage}", f"flow/strict_official/{stage}")
@@ -136,7 +136,7 @@ def read(teacher: Teacher) -> None:
     if teacher.checkpoint.startswith("runs/"):
         meaning = recipe(teacher.checkpoint.removeprefix("runs/")).model.preconditioning
     network = copy.deepcopy(network_in(teacher.checkpoint))  # a teacher freezes its own
-    teacher._set_field(FlowModel(network, meaning, teacher.path))
+    teacher._set_field(PreconditionedNetwork(network, meaning, teacher.path))
 
 
 def shapes(network: nn.Module) -> dict[str, torch.Size]:
@@ -306,4 +306,4 @@ def test_overlays_say_all_of_it_over_small_configs() -> None:
     assert ect.objective.levels.max_ratio == 1.0 and ect.objective.levels.q == 16
     assert ect._sampling.boundary == 0.003 and ect.preconditioning.boundary == 0.0
     flow = recipe("flow/digits_mean_flow", "flow/strict_official/mean_flow").model
-    assert isinstance(flow, MeanFlow) and flow.times.fixed_share and flow.times.share == 0.25
+    assert isinstance(flow, MeanFlow) and flow.times.fixed_count and flow.times.prob_r_neq_t == 0.25

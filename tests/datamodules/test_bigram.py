@@ -1,4 +1,4 @@
-"""The bi-gram toy: its law, its draws, and its closed forms against plain numpy."""
+"""The bi-gram toy: its distribution, its draws, and its closed forms against plain numpy."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_passes_and_seeds_draw_anew_and_positions_draw_again() -> None:
     one, other = batches(data, 2)
     assert set(one) == {"first", "next", "index"} and one["first"].dtype == one["next"].dtype == torch.int64
     by_index = [batch["first"][batch["index"].argsort()] for batch in (one, other)]
-    assert not by_index[0].equal(by_index[1])  # the same places, drawn anew: there is no end of pairs
+    assert not by_index[0].equal(by_index[1])  # the same places, drawn again: there is no end of pairs
     again = batches(ready(size=256, batch_size=256), 2)
     assert all(again[k][name].equal([one, other][k][name]) for k in range(2) for name in one)
     assert not batches(ready(size=256, batch_size=256, seed=1), 1)[0]["first"].equal(one["first"])

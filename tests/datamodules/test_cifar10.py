@@ -89,7 +89,7 @@ def test_all_forms_hold_the_same(form: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_flips_come_back(workers: int, tmp_path: Path) -> None:
-    """Half of the images, anew in each pass, the same for any batch size; none in evaluation."""
+    """Half of the images, drawn again in each pass, the same for any batch size; none in evaluation."""
     root = str(write(tmp_path, "bin"))
 
     def passes(batch_size: int, flip: bool) -> torch.Tensor:
@@ -154,7 +154,7 @@ class Trap:
         ({b"data": np.zeros((1, 3072), np.uint8), b"labels": Trap()}, "no list of 'labels'"),
         (Trap(), "not a dict"),
         ({b"data": np.zeros((1, 3072), np.uint8), b"labels": [Trap()]}, "no list of 'labels'"),
-        ({b"data": np.zeros((1, 3072), np.int16), b"labels": [0]}, "no array of bytes"),
+        ({b"data": np.zeros((1, 3072), np.int16), b"labels": [0]}, "not an array of bytes"),
         ({b"data": np.zeros((1, 3071), np.uint8), b"labels": [0]}, r"should have shape \(N, 3072\)"),
         ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}, "2 images and 1 labels"),
         ({b"labels": [0]}, "no array 'data'"),

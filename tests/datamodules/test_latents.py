@@ -248,8 +248,8 @@ def test_objects_are_not_unpickled(name: str, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": "none.npz"}, "path='none.npz' is no .npz or .safetensors file"),
-        ({"path": "."}, "path='.' is no .npz"),
+        ({"path": "none.npz"}, "path='none.npz' is not an .npz or .safetensors file"),
+        ({"path": "."}, "path='.' is not an .npz"),
         ({"path": "a.npz", "test_path": "none.npz"}, "test_path='none.npz' is no"),
         ({"path": "a.npz", "scale": 0}, "scale and every std must be positive"),
         ({"path": "a.npz", "std": [1.0, 0.0]}, "scale and every std must be positive"),

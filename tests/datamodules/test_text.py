@@ -194,7 +194,7 @@ def test_the_cache_is_used_if_whole_and_replaced_if_damaged(tmp_path: Path) -> N
     assert ready(**options).vocab_size == 262
     for damage in (kept[:-40], kept.replace(b"merges", b"mergee"), b"", b"[1]"):
         file.write_bytes(damage)
-        with pytest.warns(UserWarning, match="is damaged: the tokenizer is trained anew"):
+        with pytest.warns(UserWarning, match="is damaged: the tokenizer is retrained"):
             data = ready(**options)
         assert np.array_equal(data.train_set.tokens, first.train_set.tokens)
         assert file.read_bytes() == kept
@@ -292,7 +292,7 @@ def test_a_mapped_part_is_a_range(bins: Path) -> None:
         ),
         ("x.jsonl", b"[1]\n", {}, "line 1 has list, but no field 'text'"),
         ("x.jsonl", b'\n{"text": 5}\n', {}, "line 2: the field 'text' is int, expected a string"),
-        ("x.jsonl", b'{"text": "\\ud800"}\n', {}, "line 1: the field 'text' is no Unicode text"),
+        ("x.jsonl", b'{"text": "\\ud800"}\n', {}, "line 1: the field 'text' is not Unicode text"),
         ("x.txt", b"one paragraph alone", {}, "cannot be held out in whole paragraphs.*the source has 1 of"),
         (
             "x.txt",
@@ -300,7 +300,7 @@ def test_a_mapped_part_is_a_range(bins: Path) -> None:
             {"val_fraction": 0.3},
             "the training part of .* windows of context=128",
         ),
-        ("x.bin", b"", {"vocab_size": 9}, "has 0 bytes, which is no number of tokens of 2 bytes"),
+        ("x.bin", b"", {"vocab_size": 9}, "has 0 bytes, which is not a number of tokens of 2 bytes"),
         ("x.bin", b"abc", {"vocab_size": 9}, "has 3 bytes.*cut short, or dtype is another"),
         ("x.bin", b"ab" * 90, {}, "a .bin file of tokens needs vocab_size"),
     ],
@@ -353,7 +353,7 @@ def test_bad_tokenizers(tmp_path: Path, bins: Path) -> None:
     with pytest.raises(ValueError, match=r"no file tokenizer.json there; expected 'bytes', 'bpe'"):
         ready(tokenizer=str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no tokenizer of transformers"):
+    with pytest.raises(ValueError, match="is not a tokenizer of transformers"):
         ready(tokenizer=str(tmp_path))
     with pytest.raises(ValueError, match="vocab_size=100000: the training text has pairs for"):
         ready(tokenizer="bpe", vocab_size=100_000)

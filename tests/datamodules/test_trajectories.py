@@ -97,7 +97,7 @@ def test_a_folder_of_runs_means_the_one_that_wrote_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"times": TIMES * 0.999}, r"00001.* does not go together with .*00000.*its times is \[0.999"),
+        ({"times": TIMES * 0.999}, r"00001.* is incompatible with .*00000.*its times is \[0.999"),
         ({"path": "TrigonometricPath(sigma_data=0.5)"}, r"its path is Trig.*, there it is LinearPath\(\)"),
         ({"states": torch.zeros(1, 4, 3)}, r"its states is \(4, 3\) of torch.float32, there it is \(4, 2\)"),
         ({"states": torch.zeros(1, 4, 2).half()}, r"its states is \(4, 2\) of torch.float16"),
@@ -135,7 +135,7 @@ def test_what_is_no_shard(changes: dict[str, Any], message: str, tmp_path: Path)
 
 def test_files_that_are_damaged_or_missing(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"path='nowhere' is no file, and no folder with files traj.*zoo predict"
+        ValueError, match=r"path='nowhere' is not a file, and no folder with files traj.*zoo predict"
     ):
         Trajectories("nowhere").setup("fit")
     file = Path(store(tmp_path, shard([0, 1]))) / "trajectories-0-00000.safetensors"

@@ -17,7 +17,7 @@ SEEDS = (0, 1, 2)
 WEIGHTS, MEANS, STDS = [0.3, 0.7], [[-1.0], [0.8]], [0.2, 0.35]
 
 
-def law(dtype: torch.dtype) -> GaussianMixture:
+def distribution(dtype: torch.dtype) -> GaussianMixture:
     """Two components of unequal weight and width."""
     return GaussianMixture(*(torch.tensor(values, dtype=dtype) for values in (WEIGHTS, MEANS, STDS)))
 
@@ -28,10 +28,13 @@ def train(seed: int, power: float, share: float) -> Callable[..., torch.Tensor]:
     network = MLP(dim=1, width=64, depth=2)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2000)
-    times, generator = MeanFlowTimes(t_mean=0.0, share=share), torch.Generator().manual_seed(seed)
+    times, generator = MeanFlowTimes(t_mean=0.0, prob_r_neq_t=share), torch.Generator().manual_seed(seed)
     index = torch.arange(1024)
     for step in range(2000):
-        x, noise = law(torch.float32).sample(1024, generator), rng.normal(seed, step, index, (1,), "noise")
+        x, noise = (
+            distribution(torch.float32).sample(1024, generator),
+            rng.normal(seed, step, index, (1,), "noise"),
+        )
         t, r = times(seed, step, index)
         error = mean_flow_error(network, x, noise, t.float(), (t - r).float())
         optimizer.zero_grad()
@@ -44,7 +47,7 @@ def train(seed: int, power: float, share: float) -> Callable[..., torch.Tensor]:
 def main() -> None:
     """Trains and compares."""
     noise = rng.normal(99, 0, torch.arange(4000), (1,))
-    truth = law(torch.float64).flow_map(noise.double(), 1.0, 0.0)
+    truth = distribution(torch.float64).flow_map(noise.double(), 1.0, 0.0)
     numbers: dict[str, list[float]] = {}
     for name, power, share in (
         ("p=0", 0, 0.5),

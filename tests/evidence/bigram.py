@@ -1,7 +1,7 @@
 """The bi-gram toy under every schedule: where the loss lies, what a decay takes away, and what budgets cost.
 
-Excess cross-entropies over the known law, without sampling error, through the Trainer and the WSDS callback;
-plain SGD, batches of 64. The idea of the toy is the paper's, the constants are ours, so it has no
+Excess cross-entropies over the known distribution, without sampling error, through the Trainer and the WSDS
+callback; plain SGD, batches of 64. The idea of the toy is the paper's, the constants are ours, so it has no
 numbers to compare.
 """
 
@@ -36,12 +36,12 @@ class Probe(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.datamodule.setup("fit")  # type: ignore[attr-defined]
-        self.law = next(iter(trainer.datamodule.val_dataloader()))  # type: ignore[attr-defined]
+        self.distribution = next(iter(trainer.datamodule.val_dataloader()))  # type: ignore[attr-defined]
 
     def losses(self, module: BigramTable) -> Losses:
         """Mean excess over certain tokens, uncertain ones, and all."""
         with torch.no_grad():
-            excess, certain = module.excess(self.law), self.law["certain"]
+            excess, certain = module.excess(self.distribution), self.distribution["certain"]
         return {
             "certain": float(excess[certain].mean()),
             "uncertain": float(excess[~certain].mean()),
@@ -59,7 +59,7 @@ class Probe(Callback):
 def run(
     plan: Schedule, peak: float, seed: int, at: list[int], keep: list[int] | None = None
 ) -> tuple[dict[int, Losses], Probe, BigramTable]:
-    """Trains the table on one road: losses after the updates ``at``, tables after ``keep``."""
+    """Trains the table on one schedule: losses after the updates ``at``, tables after ``keep``."""
     probe = Probe(set(at), set(keep or []))
     model = BigramTable(optimizer=partial(torch.optim.SGD, lr=peak))
     trainer = Trainer(

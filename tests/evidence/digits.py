@@ -10,7 +10,10 @@ from typing import Any
 from entry import RESULTS, WORK, interval, write, zoo
 
 SEEDS = (0, 1, 2)
-METHODS = {"mean flow": [], "flow matching": ["--model.times", "MeanFlowTimes", "--model.times.share", "0"]}
+METHODS = {
+    "mean flow": [],
+    "flow matching": ["--model.times", "MeanFlowTimes", "--model.times.prob_r_neq_t", "0"],
+}
 STEPS = ("1-step", "2-step", "4-step")
 
 

@@ -58,7 +58,8 @@ def zoo(*arguments: str, cwd: Path) -> str:
 
 
 def median_interval(values: list[float], digits: int = 3) -> str:
-    """Median and its 95 % interval by order statistics, for times: a busy moment of the machine is no error
+    """Median and its 95 % interval by order statistics, for times: a busy moment of the machine is not an
+    error
     of the mean."""
     from scipy.stats import binom
 

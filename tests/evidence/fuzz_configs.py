@@ -1,4 +1,4 @@
-"""A campaign of hostile configs: each ends with status 0 or 2 and touches nothing but its own folder."""
+"""A campaign of hostile configs: each ends with status 0 or 2 and inclusive nothing but its own folder."""
 
 import sys
 import tempfile
@@ -31,7 +31,7 @@ def main() -> None:
         "fuzz_configs",
         [
             {
-                "claim": "a hostile config ends with status 0 or 2, and touches its own folder only",
+                "claim": "a hostile config ends with status 0 or 2, and inclusive its own folder only",
                 "scale": f"{COUNT} mutated bundled configs, {kinds} kinds; check, fit of 2 updates; 20 s",
                 "paper": f"before: {BEFORE['traceback']} tracebacks, "
                 f"{BEFORE['hang'] + BEFORE['died']} hung or "

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from entry import interval, write
-from mid_training_1d import PATH, SEEDS, STEPS, Network, law, mid_trained, network, pretrained
+from mid_training_1d import PATH, SEEDS, STEPS, Network, distribution, mid_trained, network, pretrained
 from torch import Tensor
 
 from zoo import rng
-from zoo.flow import FlowModel, RatioLevels, Teacher, VelocityPrediction, hand_over
+from zoo.flow import PreconditionedNetwork, RatioLevels, Teacher, VelocityPrediction, hand_over
 
 POINTS = 60_000
 SHARES = (4, 8, 16, 32, 64, 128, 256)
@@ -33,13 +33,13 @@ def squares(gradients: tuple[Tensor, ...]) -> float:
 def measure(net: Network, seed: int, q: float) -> dict[str, float]:
     """The bias, the square of the exact gradient beside it, and the error of the map, all by averages."""
     generator = torch.Generator().manual_seed(seed)
-    x, index = law().sample(POINTS, generator), torch.arange(POINTS)
+    x, index = distribution().sample(POINTS, generator), torch.arange(POINTS)
     noise = rng.normal(seed, 0, index, (1,), "bias")
     levels = RatioLevels(mean=0.0, std=1.5, q=q)(seed, 0, index)
     t, r = (PATH.time_of(level).float() for level in levels)
     z = PATH.interpolate(x, noise, t)
-    truth = law(torch.float64).flow_map(z.double(), t.double(), 0.0).float()
-    model = FlowModel(net, VelocityPrediction())
+    truth = distribution(torch.float64).flow_map(z.double(), t.double(), 0.0).float()
+    model = PreconditionedNetwork(net, VelocityPrediction())
     with torch.no_grad():
         target = model.denoise(PATH.interpolate(x, noise, r), r)
     output, weights = model.denoise(z, t), list(net.parameters())
@@ -65,7 +65,7 @@ def main() -> None:
         state = pretrained(seed).state_dict()
         source = network(seed, False)
         source.load_state_dict(state)
-        teacher = Teacher.of(FlowModel(source, VelocityPrediction()), steps=STEPS)
+        teacher = Teacher.of(PreconditionedNetwork(source, VelocityPrediction()), steps=STEPS)
 
         def after(updates: int) -> Network:
             net = network(seed + 100, False)  # noqa: B023 (called in this turn of the loop)

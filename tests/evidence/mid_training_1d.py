@@ -25,10 +25,10 @@ from torch import Tensor
 from zoo import rng
 from zoo.flow import (
     MLP,
-    FlowModel,
     GaussianMixture,
     LinearPath,
     MeanFlowTimes,
+    PreconditionedNetwork,
     RatioLevels,
     Teacher,
     VelocityPrediction,
@@ -48,7 +48,7 @@ STARTS = ("random", "diffusion", "CMT")
 Network = Any
 
 
-def law(dtype: torch.dtype = torch.float32) -> GaussianMixture:
+def distribution(dtype: torch.dtype = torch.float32) -> GaussianMixture:
     """Two components of unequal weight and width."""
     values = ([0.3, 0.7], [[-1.0], [0.8]], [0.2, 0.35])
     return GaussianMixture(*(torch.tensor(value, dtype=dtype) for value in values))
@@ -76,7 +76,7 @@ def batch(seed: int, step: int, name: str) -> tuple[Tensor, Tensor, Tensor]:
     """Points, noise and numbers of one update."""
     generator = torch.Generator().manual_seed(10_000_000 * seed + 10 * step + len(name))
     index = torch.arange(POINTS)
-    return law().sample(POINTS, generator), rng.normal(seed, step, index, (1,), name), index
+    return distribution().sample(POINTS, generator), rng.normal(seed, step, index, (1,), name), index
 
 
 def pretrained(seed: int) -> Network:
@@ -93,7 +93,7 @@ def pretrained(seed: int) -> Network:
 
 def mid_trained(net: Network, teacher: Teacher, seed: int, two_times: bool, updates: int = MID) -> Network:
     """After consistency mid-training."""
-    model = FlowModel(net, VelocityPrediction())
+    model = PreconditionedNetwork(net, VelocityPrediction())
 
     def loss(step: int) -> Tensor:
         index = torch.arange(TRAJECTORIES)
@@ -127,7 +127,7 @@ def ect_error(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, targets and weights of ECT."""
     t, r = PATH.time_of(s), PATH.time_of(lower)
-    model = FlowModel(net, VelocityPrediction())
+    model = PreconditionedNetwork(net, VelocityPrediction())
     with torch.no_grad():
         target = model.denoise(PATH.interpolate(x, noise, r), r)
     return model.denoise(PATH.interpolate(x, noise, t), t), target, 1 / (t - r)
@@ -148,7 +148,7 @@ def ect(net: Network, seed: int, updates: int) -> Network:
 def map_error(net: Network, two_times: bool) -> float:
     """The squared error of the one-step map from pure noise."""
     noise = rng.normal(99, 0, torch.arange(4000), (1,))
-    truth = law(torch.float64).flow_map(noise.double(), 1.0, 0.0)
+    truth = distribution(torch.float64).flow_map(noise.double(), 1.0, 0.0)
     one = torch.ones(len(noise))
     with torch.no_grad():
         mapped = noise - net(noise, one, one if two_times else None)
@@ -159,12 +159,12 @@ def gradient_bias(net: Network, seed: int) -> float:
     """|grad of the exact regression - grad of ECT|^2 over 60,000 points."""
     size = 60_000
     generator = torch.Generator().manual_seed(seed)
-    x, index = law().sample(size, generator), torch.arange(size)
+    x, index = distribution().sample(size, generator), torch.arange(size)
     noise = rng.normal(seed, 0, index, (1,), "bias")
     s, lower = (level.float() for level in LEVELS(seed, 0, index))
     t = PATH.time_of(s)
     z = PATH.interpolate(x, noise, t)
-    truth = law(torch.float64).flow_map(z.double(), t.double(), 0.0).float()
+    truth = distribution(torch.float64).flow_map(z.double(), t.double(), 0.0).float()
     output, target, _ = ect_error(net, x, noise, s, lower)
     gradients = [
         torch.autograd.grad((output - goal).square().mean(), list(net.parameters()), retain_graph=True)
@@ -191,7 +191,7 @@ def main() -> None:
     for seed in SEEDS:
         source = pretrained(seed)
         state = source.state_dict()
-        teacher = Teacher.of(FlowModel(source, VelocityPrediction()), steps=STEPS)
+        teacher = Teacher.of(PreconditionedNetwork(source, VelocityPrediction()), steps=STEPS)
         for method, two_times, post in (("mean flow", True, mean_flow), ("ECT", False, ect)):
             left = {
                 "800 updates of post-training": POST,

@@ -4,7 +4,7 @@ The curves are not ours and not shipped: get github.com/thu-yao-01-luo/MultiPowe
 
     python tests/evidence/power_law.py PATH/loss_curve_repo
 
-or set MULTI_POWER_LAW_CURVES to that folder. Rates are made anew by the zoo's builders and compared with
+or set MULTI_POWER_LAW_CURVES to that folder. Rates are rebuilt by the zoo's builders and compared with
 the files' own; losses of an update are forecast with that update's rate in the sum, as the authors count.
 """
 
@@ -37,7 +37,7 @@ def two_stages(ratio: float) -> Schedule:
     """Constant, and from update 8,000 on constant at another level."""
     return Schedule(
         (
-            Segment("warmup", 0, WARMUP, 0.0, 1.0, touches="start"),
+            Segment("warmup", 0, WARMUP, 0.0, 1.0, inclusive="start"),
             Segment("stable", WARMUP, 8000),
             Segment("stable", 8000, 16_000, ratio, ratio),
         )
@@ -46,17 +46,17 @@ def two_stages(ratio: float) -> Schedule:
 
 def decayed(shape: Any) -> Schedule:
     """Constant until update 20,000, down to a tenth at 24,000."""
-    return wsd([24_000], WARMUP, [4000], "explicit", shape, touches="start")
+    return wsd([24_000], WARMUP, [4000], "explicit", shape, inclusive="start")
 
 
 PLANS = {
-    "cosine_24000": cosine(24_000, WARMUP, touches="start"),
-    "constant_24000": constant(24_000, WARMUP, touches="start"),
+    "cosine_24000": cosine(24_000, WARMUP, inclusive="start"),
+    "constant_24000": constant(24_000, WARMUP, inclusive="start"),
     "wsdcon_9": two_stages(0.3),
     "wsd_20000_24000": decayed("exp"),
     "wsdld_20000_24000": decayed("linear"),
-    "cosine_72000": cosine(72_000, WARMUP, touches="start"),
-    "constant_72000": constant(72_000, WARMUP, touches="start"),
+    "cosine_72000": cosine(72_000, WARMUP, inclusive="start"),
+    "constant_72000": constant(72_000, WARMUP, inclusive="start"),
     "wsdcon_3": two_stages(0.1),
     "wsdcon_18": two_stages(0.6),
 }

@@ -88,7 +88,7 @@ def main() -> None:
             {
                 "claim": "a run killed at random moments and resumed is the uninterrupted run",
                 "scale": f"quickstart with dropout and average, {UPDATES} updates, {kills} SIGKILLs",
-                "paper": "stock Lightning restores no random state and starts an interrupted epoch anew",
+                "paper": "stock Lightning restores no random state and starts an interrupted epoch again",
                 "ours": f"raw and averaged weights bitwise equal: {same}; metrics.csv as long: {rows_equal}",
             }
         ],

@@ -97,8 +97,8 @@ def models(way: str, peak: float, seed: int) -> list[Path]:
     """The checkpoints of the three budgets' models."""
     run = partial(fit, peak=peak, seed=seed)
     if way == "cosine, a run each":
-        roads = [run(f"cosine {total}", cosine(total, WARMUP)) for total in BUDGETS]
-        return [model_of(road, total) for road, total in zip(roads, BUDGETS, strict=True)]
+        runs = [run(f"cosine {total}", cosine(total, WARMUP)) for total in BUDGETS]
+        return [model_of(each, total) for each, total in zip(runs, BUDGETS, strict=True)]
     if way == "cyclic cosine":
         folder = run(way, cyclic_cosine(BUDGETS, WARMUP))
         return [model_of(folder, total) for total in BUDGETS]

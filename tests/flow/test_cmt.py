@@ -20,9 +20,9 @@ from zoo.flow import (
     EDMPreconditioning,
     Euler,
     EvenGrid,
-    FlowModel,
     LinearPath,
     LogGrid,
+    PreconditionedNetwork,
     PseudoHuber,
     Teacher,
     VarianceExplodingPath,
@@ -39,7 +39,7 @@ QUIET: dict[str, Any] = {
 
 
 class GaussianField:
-    """A teacher that knows its law: data from N(0, sd^2), on either path."""
+    """A teacher that knows its distribution: data from N(0, sd^2), on either path."""
 
     num_classes: int | None = None
     shape = (1,)
@@ -172,10 +172,10 @@ def test_training_reaches_the_teachers_map(tmp_path: Path) -> None:
             return self.gains[place][:, None] * z
 
     network = Gains()
-    reading = EDMPreconditioning(0.5)
+    preconditioning = EDMPreconditioning(0.5)
     teacher = Teacher.of(GaussianField(path), solver=DPMSolver(2), grid=grid, steps=steps)
     module = CMT(
-        network, teacher, reading, seed=0,
+        network, teacher, preconditioning, seed=0,
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.05),
     )  # fmt: skip
     rows = [{"index": torch.arange(64) + 64 * k} for k in range(300)]
@@ -183,7 +183,7 @@ def test_training_reaches_the_teachers_map(tmp_path: Path) -> None:
     trainer.fit(module, DataLoader(rows, batch_size=None))  # type: ignore[arg-type]
     assert trainer.callback_metrics["train/loss"] < 1e-9
     ones = torch.ones(steps + 1, 1)
-    learned = FlowModel(network, reading).denoise(ones, times.float())[:-1, 0]
+    learned = PreconditionedNetwork(network, preconditioning).denoise(ones, times.float())[:-1, 0]
     states = solve(GaussianField(path), DPMSolver(2), torch.ones(1, 1).double(), times).states[:, 0, 0]
     torch.testing.assert_close(learned.double(), (states[-1] / states)[:-1], rtol=0, atol=2e-4)
     exact = math.sqrt((0.25 + 0.05**2) / (0.25 + 20**2))
@@ -316,7 +316,7 @@ class TestTheModule:
         """The official code trains without one, and samples with one at .003."""
         labels, noise = torch.tensor([0, 1, 2, 3]), rng.normal(0, 0, torch.arange(4), (2,), "sample/noise")
         module = CMT(student(False), Teacher.of(Recorder()), sample_boundary=0.1, seed=0)
-        model = FlowModel(module.network, EDMPreconditioning(boundary=0.1))
+        model = PreconditionedNetwork(module.network, EDMPreconditioning(boundary=0.1))
         with torch.no_grad():
             expected = model.denoise(80.0 * noise, torch.full((4,), 80.0), labels)
         torch.testing.assert_close(module.sample(labels, 1), expected, rtol=1e-4, atol=1e-5)

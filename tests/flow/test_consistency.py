@@ -21,7 +21,6 @@ from zoo.flow import (
     DiscreteConsistency,
     EDMPreconditioning,
     FiniteDifference,
-    FlowModel,
     Gaussian,
     GaussianMixture,
     GridLevels,
@@ -29,6 +28,7 @@ from zoo.flow import (
     LinearPath,
     LogNormalLevels,
     LogVariance,
+    PreconditionedNetwork,
     PseudoHuber,
     RatioLevels,
     SquaredDistance,
@@ -92,8 +92,8 @@ class TestLevels:
             and grid[0].item() == pytest.approx(80)
             and grid[-1].item() == pytest.approx(0.002)
         )
-        law = stats.norm(-1.1, 2.0)
-        mass = [law.cdf(math.log(a)) - law.cdf(math.log(b)) for a, b in pairwise(grid)]
+        distribution = stats.norm(-1.1, 2.0)
+        mass = [distribution.cdf(math.log(a)) - distribution.cdf(math.log(b)) for a, b in pairwise(grid)]
         expected = torch.tensor(mass).double() / sum(mass)
         torch.testing.assert_close(levels.probabilities(grid), expected, rtol=1e-9, atol=1e-12)
         s, lower = levels(3, 0, torch.arange(20_000))
@@ -153,7 +153,7 @@ def network(num_classes: int | None = 3, dropout: float = 0.0) -> MLP:
     return made
 
 
-class Items:
+class FlowBatch:
     def __len__(self) -> int:
         return 12
 
@@ -166,13 +166,13 @@ def fitted(module: Any, lr: float = 0.0) -> float:
     """The loss of the first update on twelve items."""
     module.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=lr)
     trainer = Trainer(max_steps=1, precision="64-true", **QUIET)
-    trainer.fit(module, DataLoader(Items(), batch_size=12))  # type: ignore[arg-type]
+    trainer.fit(module, DataLoader(FlowBatch(), batch_size=12))  # type: ignore[arg-type]
     return float(trainer.callback_metrics["train/loss"])
 
 
 def drawn(levels: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     index = torch.arange(12)
-    x = torch.stack([Items()[row]["x"] for row in range(12)])
+    x = torch.stack([FlowBatch()[row]["x"] for row in range(12)])
     noise = rng.normal(0, 0, index, (3,), "train/noise", torch.float64)
     s, lower = levels(0, 0, index, "train/", 0)
     return x, noise, s[:, None], lower[:, None], index % 3
@@ -220,16 +220,16 @@ class TestDiscreteLosses:
     def test_distillation(self, second: bool) -> None:
         """ECD takes one Euler step of the teacher, CD one of Heun."""
         levels, net = GridLevels(first=18, mean=None), network().double()
-        law = Gaussian(torch.zeros(3).double(), 0.49 * torch.eye(3).double(), EXPLODING)
+        distribution = Gaussian(torch.zeros(3).double(), 0.49 * torch.eye(3).double(), EXPLODING)
 
         class Field:
             path, num_classes, shape = EXPLODING, None, (3,)
 
             def denoise(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-                return law.denoise(z, t)
+                return distribution.denoise(z, t)
 
             def velocity(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-                return law.velocity(z, t)
+                return distribution.velocity(z, t)
 
         x, noise, s, lower, label = drawn(levels)
         z = x + s * noise
@@ -312,11 +312,13 @@ class TestClosedForms:
         floor = sd**2 * (a_t - a_r) ** 2 + (t * a_t - r * a_r) ** 2
         assert error.mean().item() == pytest.approx(floor, abs=5 * error.std().item() / 400_000**0.5)
         # A teacher's step has no such floor: it errs by the solver alone, which is of second order in t - r.
-        law = Gaussian(torch.zeros(1).double(), torch.eye(1).double() * sd**2, EXPLODING)
+        distribution = Gaussian(torch.zeros(1).double(), torch.eye(1).double() * sd**2, EXPLODING)
         z = (x + t * noise)[:1000, None]
         for gap, most in ((0.1, 2e-4), (0.01, 2e-8)):
-            end = z - gap * law.velocity(z, t)
-            distilled = (law.flow_map(end, t - gap, 0.0) - law.flow_map(z, t, 0.0)).square().mean()
+            end = z - gap * distribution.velocity(z, t)
+            distilled = (
+                (distribution.flow_map(end, t - gap, 0.0) - distribution.flow_map(z, t, 0.0)).square().mean()
+            )
             assert distilled < most
 
     def test_the_exact_map_has_no_tangent(self) -> None:
@@ -324,7 +326,7 @@ class TestClosedForms:
         vanishes."""
         sd = 0.5
         path = TrigonometricPath(sd)
-        law = mixture(path)
+        distribution = mixture(path)
 
         class Exact(nn.Module):
             """The velocity-like output whose denoiser is the exact flow map to the data."""
@@ -336,15 +338,24 @@ class TestClosedForms:
                 self.path = path
 
             def forward(self, z: Tensor, t: Tensor, h: None, label: None) -> Tensor:
-                return (t.cos()[:, None] * z - law.flow_map(z, t, 0.0)) / t.sin()[:, None]
+                return (t.cos()[:, None] * z - distribution.flow_map(z, t, 0.0)) / t.sin()[:, None]
 
         z = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)[:, None]
         t = torch.linspace(0.3, 1.3, 7, dtype=torch.float64)
         model = Exact()
-        tangent = continuous_tangent(model, z, t, model(z, t, None, None), law.velocity(z, t), None, eps=1.0)
+        tangent = continuous_tangent(
+            model, z, t, model(z, t, None, None), distribution.velocity(z, t), None, eps=1.0
+        )
         assert tangent.abs().max() < 1e-8
         difference = continuous_tangent(
-            model, z, t, model(z, t, None, None), law.velocity(z, t), None, FiniteDifference(1e-4), eps=1.0
+            model,
+            z,
+            t,
+            model(z, t, None, None),
+            distribution.velocity(z, t),
+            None,
+            FiniteDifference(1e-4),
+            eps=1.0,
         )
         assert difference.abs().max() < 1e-6
 
@@ -352,7 +363,7 @@ class TestClosedForms:
         """g restated with the JVP of cos t sin t (dz/dt, 1), as FastGen and sCM-mnist write it."""
         sd, warmup, eps = 0.5, 0.3, 0.1
         net = network(None).double()
-        model = FlowModel(net, EDMPreconditioning(sd), TrigonometricPath(sd))
+        model = PreconditionedNetwork(net, EDMPreconditioning(sd), TrigonometricPath(sd))
         generator = torch.Generator().manual_seed(0)
         z, velocity = torch.randn(2, 6, 3, dtype=torch.float64, generator=generator)
         t = torch.linspace(0.1, 1.5, 6, dtype=torch.float64)
@@ -370,14 +381,14 @@ class TestClosedForms:
         torch.testing.assert_close(found, expected.detach(), rtol=1e-9, atol=1e-10)
 
     def test_two_steps_of_the_exact_map_keep_the_law(self) -> None:
-        """Noise, map, noise anew, map: the marginal stays that of the data."""
-        law = mixture(EXPLODING)
+        """Noise, map, new noise, map: the marginal stays that of the data."""
+        distribution = mixture(EXPLODING)
 
         class Model:
             path = EXPLODING
 
             def denoise(self, z: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-                return law.flow_map(z, t.item(), 0.0)
+                return distribution.flow_map(z, t.item(), 0.0)
 
         index = torch.arange(20_000)
         times = torch.tensor([80.0, 0.8], dtype=torch.float64)
@@ -396,18 +407,18 @@ class TestClosedForms:
         levels, labels = torch.tensor([80.0, 2.0, 0.6], dtype=torch.float64), torch.arange(5) % 3
         expected = []
         for item, label in enumerate(labels):
-            denoise = FlowModel(net, EDMPreconditioning(0.5, boundary=eps)).denoise
+            denoise = PreconditionedNetwork(net, EDMPreconditioning(0.5, boundary=eps)).denoise
             x = denoise(levels[0] * noise[0, item][None], levels[:1], label[None])
             for step in (1, 2):
                 state = x + math.sqrt(levels[step] ** 2 - eps**2) * noise[step, item]
                 x = denoise(state, levels[step][None], label[None])
             expected.append(x[0].detach())
-        model = FlowModel(net, EDMPreconditioning(0.5, boundary=eps), path)
+        model = PreconditionedNetwork(net, EDMPreconditioning(0.5, boundary=eps), path)
         samples = sample_consistency(model, lambda step: noise[step], path.time_of(levels), labels)
         torch.testing.assert_close(samples, torch.stack(expected), rtol=1e-9, atol=1e-9)
 
     def test_steps_below_the_boundary_keep_what_they_are_given(self) -> None:
-        model = FlowModel(network().double().eval(), EDMPreconditioning(0.5, boundary=0.3))
+        model = PreconditionedNetwork(network().double().eval(), EDMPreconditioning(0.5, boundary=0.3))
         noise = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         once, twice = (
             sample_consistency(model, lambda step: noise[step], torch.tensor(levels), torch.zeros(5).long())
@@ -420,12 +431,12 @@ class TestContinuousLoss:
     def restated(self, velocity_of: Any, weight: str, warmup: float) -> float:
         sd, net = 0.5, network().double()
         index = torch.arange(12)
-        x = torch.stack([Items()[row]["x"] for row in range(12)])
+        x = torch.stack([FlowBatch()[row]["x"] for row in range(12)])
         noise = rng.normal(0, 0, index, (3,), "train/noise", torch.float64)
         s = (-1.0 + 1.4 * rng.normal(0, 0, index, (), "train/level", torch.float64)).exp()
         t = (s / sd).atan()
         z = t.cos()[:, None] * x + sd * t.sin()[:, None] * noise
-        model = FlowModel(net, EDMPreconditioning(sd), TrigonometricPath(sd))
+        model = PreconditionedNetwork(net, EDMPreconditioning(sd), TrigonometricPath(sd))
         output = model.velocity(z, t, index % 3).detach()
         velocity = velocity_of(x, noise, z, t)
         g = continuous_tangent(model, z, t, output, velocity, index % 3, warmup=warmup)
@@ -447,7 +458,7 @@ class TestContinuousLoss:
 
     def test_scd(self) -> None:
         path = TrigonometricPath(0.5)
-        law = Gaussian(torch.zeros(3).double(), 0.49 * torch.eye(3).double(), path)
+        distribution = Gaussian(torch.zeros(3).double(), 0.49 * torch.eye(3).double(), path)
 
         class Field:
             num_classes, shape = None, (3,)
@@ -456,13 +467,13 @@ class TestContinuousLoss:
                 self.path = path
 
             def velocity(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-                return law.velocity(z, t)
+                return distribution.velocity(z, t)
 
         module = ConsistencyModel(
             network(), objective=ContinuousConsistency(warmup=0), teacher=Teacher.of(Field()),
             label_dropout=0.0, seed=0,
         )  # fmt: skip
-        expected = self.restated(lambda x, noise, z, t: law.velocity(z, t), "noise", 1.0)
+        expected = self.restated(lambda x, noise, z, t: distribution.velocity(z, t), "noise", 1.0)
         assert fitted(module) == pytest.approx(expected, rel=1e-9)
 
     def test_the_gradient_runs_along_the_tangent(self) -> None:
@@ -517,8 +528,12 @@ class TestTheModule:
     def test_samples_with_a_boundary(self) -> None:
         """ECT's official code trains without a boundary, and samples with one at .003."""
         module = ConsistencyModel(network(), sample_levels=[80.0, 0.7], sample_boundary=0.003, seed=0)
-        reading, labels, index = EDMPreconditioning(boundary=0.003), torch.tensor([0, 1, 3]), torch.arange(3)
-        model = FlowModel(module.network, reading)
+        preconditioning, labels, index = (
+            EDMPreconditioning(boundary=0.003),
+            torch.tensor([0, 1, 3]),
+            torch.arange(3),
+        )
+        model = PreconditionedNetwork(module.network, preconditioning)
         noise = [rng.normal(4, k, index, (3,), "sample/noise") for k in range(2)]
         with torch.no_grad():
             one = model.denoise(80.0 * noise[0], torch.full((3,), 80.0), labels)
@@ -590,7 +605,7 @@ class TestTheModule:
             make()
 
 
-class Single(Items):
+class Single(FlowBatch):
     """The items in float32."""
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ def network(num_classes: int | None = 3, dim: int = 3) -> nn.Module:
     return made
 
 
-class Items:
+class FlowBatch:
     def __len__(self) -> int:
         return 12
 
@@ -52,14 +52,14 @@ def first_loss(module: Any) -> float:
     """The loss of the first update on twelve items in float64."""
     module.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.0)
     trainer = Trainer(max_steps=1, precision="64-true", **QUIET)
-    trainer.fit(module, DataLoader(Items(), batch_size=12))  # type: ignore[arg-type]
+    trainer.fit(module, DataLoader(FlowBatch(), batch_size=12))  # type: ignore[arg-type]
     return float(trainer.callback_metrics["train/loss"])
 
 
 def drawn() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Data, noise, normal draws of the levels, and labels after dropping: what the module draws at step 0."""
     index = torch.arange(12)
-    x = torch.stack([Items()[row]["x"] for row in range(12)])
+    x = torch.stack([FlowBatch()[row]["x"] for row in range(12)])
     noise = rng.normal(0, 0, index, (3,), "train/noise", torch.float64)
     normal = rng.normal(0, 0, index, (), "train/level", torch.float64)
     dropped = rng.uniform(0, 0, index, (), "train/label") < 0.3
@@ -111,9 +111,10 @@ class TestLosses:
         velocity = (z - data) / t
         errors = {"data": data - x, "velocity": velocity - (noise - x)}
         error = errors[space if space != "output" else predicts]
-        reading = VelocityPrediction() if predicts == "velocity" else DataPrediction()
+        preconditioning = VelocityPrediction() if predicts == "velocity" else DataPrediction()
         module = Diffusion(
-            network(), reading, levels=LogNormalLevels(0.3, 0.8), loss=space, label_dropout=0.3, seed=0,  # type: ignore[arg-type]
+            network(), preconditioning, levels=LogNormalLevels(0.3, 0.8), loss=space,  # type: ignore[arg-type]
+            label_dropout=0.3, seed=0,
         )  # fmt: skip
         assert first_loss(module) == pytest.approx((error**2).mean().item(), rel=1e-8)
 
@@ -134,35 +135,35 @@ def test_a_learned_variance_settles_at_the_expected_error() -> None:
 
 
 class Exact(nn.Module):
-    """The exact output of a Gaussian law under a preconditioning, plus a constant."""
+    """The exact output of a Gaussian distribution under a preconditioning, plus a constant."""
 
-    def __init__(self, law: Gaussian, reading: Any, bias: float = 0.0) -> None:
+    def __init__(self, distribution: Gaussian, preconditioning: Any, bias: float = 0.0) -> None:
         super().__init__()
-        self.law, self.reading = law, reading
+        self.distribution, self.preconditioning = distribution, preconditioning
         self.bias = nn.Parameter(torch.tensor(bias))
         self.shape, self.num_classes, self.two_times = (2,), None, False
 
     def forward(self, z: Tensor, t: Tensor, h: Tensor | None, label: Tensor | None) -> Tensor:
-        path = self.law.path
+        path = self.distribution.path
         if isinstance(path, VarianceExplodingPath):
             s = (4 * t).exp()
-            z = z / self.reading.inputs(path, s)[0][:, None]
-            skip, out = self.reading.denoiser(path, s)
-            return (self.law.denoise(z, s) - skip[:, None] * z) / out[:, None] + self.bias
-        return self.law.velocity(z, t) + self.bias
+            z = z / self.preconditioning.inputs(path, s)[0][:, None]
+            skip, out = self.preconditioning.denoiser(path, s)
+            return (self.distribution.denoise(z, s) - skip[:, None] * z) / out[:, None] + self.bias
+        return self.distribution.velocity(z, t) + self.bias
 
 
-@pytest.mark.parametrize("reading", [EDMPreconditioning(0.6), VelocityPrediction()], ids=repr)
-def test_the_exact_model_minimizes_the_loss(reading: Any) -> None:
-    """On a Gaussian law, any constant added to the exact output costs its square."""
+@pytest.mark.parametrize("preconditioning", [EDMPreconditioning(0.6), VelocityPrediction()], ids=repr)
+def test_the_exact_model_minimizes_the_loss(preconditioning: Any) -> None:
+    """On a Gaussian distribution, any constant added to the exact output costs its square."""
     covariance = torch.tensor([[0.5, 0.2], [0.2, 0.3]])
-    law = Gaussian(torch.tensor([0.4, -0.2]), covariance, reading.path)
+    distribution = Gaussian(torch.tensor([0.4, -0.2]), covariance, preconditioning.path)
     factor = torch.linalg.cholesky(covariance)
     rows = torch.arange(20_000)
-    x = law.mean + rng.normal(0, 0, rows, (2,), "data") @ factor.T
+    x = distribution.mean + rng.normal(0, 0, rows, (2,), "data") @ factor.T
     losses = {}
     for bias in (0.0, 0.1, -0.1):
-        module = Diffusion(Exact(law, reading, bias), reading, seed=0)
+        module = Diffusion(Exact(distribution, preconditioning, bias), preconditioning, seed=0)
         trainer = Trainer(**QUIET)
         batch = [{"x": x, "index": rows}]
         module.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.0)
@@ -173,15 +174,21 @@ def test_the_exact_model_minimizes_the_loss(reading: Any) -> None:
         assert losses[bias] - losses[0.0] == pytest.approx(0.01, abs=0.005)
 
 
-@pytest.mark.parametrize("reading", [EDMPreconditioning(0.6), VelocityPrediction()], ids=repr)
-def test_samples_of_the_exact_model_follow_the_law(reading: Any) -> None:
+@pytest.mark.parametrize("preconditioning", [EDMPreconditioning(0.6), VelocityPrediction()], ids=repr)
+def test_samples_of_the_exact_model_follow_the_distribution(preconditioning: Any) -> None:
     """From the prior to the data in 40 steps of the default solver; the exact flow map of the same noise."""
-    law = Gaussian(torch.tensor([0.4, -0.2]), torch.tensor([[0.5, 0.2], [0.2, 0.3]]), reading.path)
-    module = Diffusion(Exact(law, reading), reading, grid=None if reading.path.end > 2 else EvenGrid())
+    distribution = Gaussian(
+        torch.tensor([0.4, -0.2]), torch.tensor([[0.5, 0.2], [0.2, 0.3]]), preconditioning.path
+    )
+    module = Diffusion(
+        Exact(distribution, preconditioning),
+        preconditioning,
+        grid=None if preconditioning.path.end > 2 else EvenGrid(),
+    )
     samples = module.sample(torch.zeros(64), steps=40, seed=3)
     noise = rng.normal(3, 0, torch.arange(64), (2,), "sample/noise")
-    start, end = (80.0, 0.002) if reading.path.end > 2 else (1.0, 0.0)
-    exact = law.flow_map(start * noise, start, end)
+    start, end = (80.0, 0.002) if preconditioning.path.end > 2 else (1.0, 0.0)
+    exact = distribution.flow_map(start * noise, start, end)
     torch.testing.assert_close(samples, exact, rtol=0, atol=0.02)
 
 

@@ -17,15 +17,15 @@ from zoo.flow import (
     Diffusion,
     DiT,
     EDMPreconditioning,
-    FlowModel,
     LinearPath,
     MeanFlow,
+    PreconditionedNetwork,
     Teacher,
     VarianceExplodingPath,
     VelocityPrediction,
     hand_over,
 )
-from zoo.flow.handover import check_second_clock_is_silent
+from zoo.flow.handover import check_second_time_is_zero_initialized
 from zoo.flow.preconditioning import Preconditioning
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -55,26 +55,28 @@ def inputs(network: Any, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Te
 
 
 @pytest.mark.parametrize("kind", SMALL)
-@pytest.mark.parametrize("reading", [VelocityPrediction(), EDMPreconditioning(0.5)], ids=repr)
+@pytest.mark.parametrize("preconditioning", [VelocityPrediction(), EDMPreconditioning(0.5)], ids=repr)
 class TestOneClockToTwo:
-    def test_the_student_is_the_teacher_at_every_h(self, kind: str, reading: Preconditioning) -> None:
-        """On the same clock, in every bit."""
+    def test_the_student_is_the_teacher_at_every_h(self, kind: str, preconditioning: Preconditioning) -> None:
+        """On the same time input, in every bit."""
         teacher, student = build(kind, False), build(kind, True, seed=5)
         said = hand_over(student, teacher.state_dict())
-        assert "silent at first" in said
+        assert "zero-initialized" in said
         z, t, h, label = inputs(teacher)
-        expected = FlowModel(teacher, reading, LinearPath()).velocity(z, t, label)
-        model = FlowModel(student, reading, LinearPath())
+        expected = PreconditionedNetwork(teacher, preconditioning, LinearPath()).velocity(z, t, label)
+        model = PreconditionedNetwork(student, preconditioning, LinearPath())
         for step in (h, torch.zeros_like(h), t):
             assert model.mean_velocity(z, t, step, label).equal(expected)
 
-    def test_and_learns_its_second_clock_from_the_first_update(
-        self, kind: str, reading: Preconditioning
+    def test_and_learns_its_second_time_from_the_first_update(
+        self, kind: str, preconditioning: Preconditioning
     ) -> None:
         student = build(kind, True)
         hand_over(student, build(kind, False).state_dict())
         z, t, h, label = inputs(student)
-        FlowModel(student, reading, LinearPath())(z, t, h, label).square().sum().backward()
+        PreconditionedNetwork(student, preconditioning, LinearPath())(
+            z, t, h, label
+        ).square().sum().backward()
         gradients = [p.grad for name, p in student.named_parameters() if name.startswith("h_embedder")]
         assert any(g is not None and g.abs().max() > 0 for g in gradients)
 
@@ -83,15 +85,15 @@ class TestOneClockToTwo:
 def test_across_the_bridge_from_edm_to_the_linear_path(kind: str) -> None:
     """v(z, t) = (z - D(z / (1 - t), t / (1 - t))) / t: 1e-10 in float64, 1e-5 / t in float32."""
     teacher = build(kind, False)
-    edm = FlowModel(teacher, EDMPreconditioning(0.5), VarianceExplodingPath())
+    edm = PreconditionedNetwork(teacher, EDMPreconditioning(0.5), VarianceExplodingPath())
     student = build(kind, True, seed=5)
     hand_over(student, teacher.state_dict())
     z, t, h, label = inputs(teacher)
     wide = t.reshape(-1, *[1] * (z.ndim - 1))
     expected = (z - edm.denoise(z / (1 - wide), t / (1 - t), label)) / wide
-    found = FlowModel(student, EDMPreconditioning(0.5), LinearPath())(z, t, h, label)
+    found = PreconditionedNetwork(student, EDMPreconditioning(0.5), LinearPath())(z, t, h, label)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    rounded = FlowModel(student.float(), EDMPreconditioning(0.5), LinearPath())(
+    rounded = PreconditionedNetwork(student.float(), EDMPreconditioning(0.5), LinearPath())(
         z.float(), t.float(), h.float(), label
     )
     error = (rounded - expected).abs().flatten(1).amax(1)
@@ -108,7 +110,7 @@ def test_equal_networks_take_all_weights(kind: str, two_times: bool) -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"with one clock: 4 unknown .*keep two_times=true"):
+    with pytest.raises(ValueError, match=r"with one time input: 4 unknown .*keep two_times=true"):
         hand_over(build("MLP", False), build("MLP", True).state_dict())
     wide = MLP(**SMALL["MLP"] | {"width": 32})
     with pytest.raises(ValueError, match=r"of another shape \(t_embedder"):
@@ -117,9 +119,9 @@ def test_what_does_not_fit_is_refused() -> None:
         hand_over(build("DiT", True), build("MLP", False).state_dict())
 
 
-def test_a_second_clock_that_is_not_silent_is_found() -> None:
+def test_a_second_time_that_is_not_zero_initialized_is_found() -> None:
     with pytest.raises(RuntimeError, match="the student would not start as its teacher"):
-        check_second_clock_is_silent(build("MLP", True))
+        check_second_time_is_zero_initialized(build("MLP", True))
 
 
 QUIET: dict[str, Any] = {
@@ -128,7 +130,7 @@ QUIET: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Items:
+class FlowBatch:
     """Twelve points with labels."""
 
     def __len__(self) -> int:
@@ -140,7 +142,7 @@ class Items:
 
 
 def loader() -> DataLoader:
-    return DataLoader(Items(), batch_size=6)  # type: ignore[arg-type]
+    return DataLoader(FlowBatch(), batch_size=6)  # type: ignore[arg-type]
 
 
 def frozen(module: Any) -> Any:
@@ -170,10 +172,10 @@ class TestStages:
                 for name, value in torch.load(pretrained, weights_only=True)["state_dict"].items()
             }
         )
-        reading = EDMPreconditioning(0.75)
+        preconditioning = EDMPreconditioning(0.75)
         teacher = Teacher(str(pretrained), network=build("MLP", False, dtype=torch.float32), steps=2)
         for two_times in (False, True):
-            start = {"preconditioning": reading, "init_from": str(pretrained), "seed": 0}
+            start = {"preconditioning": preconditioning, "init_from": str(pretrained), "seed": 0}
             modules: list[Any] = [CMT(build("MLP", two_times, 5, torch.float32), teacher, **start)]
             if two_times:
                 modules.append(MeanFlow(build("MLP", True, 5, torch.float32), **start))
@@ -183,7 +185,7 @@ class TestStages:
             for module in modules:
                 Trainer(max_steps=1, **QUIET).fit(frozen(module), loader())
                 z, t, h, label = inputs(module.network, torch.float32)
-                expected = FlowModel(source, reading, LinearPath()).velocity(z, t, label)
+                expected = PreconditionedNetwork(source, preconditioning, LinearPath()).velocity(z, t, label)
                 found = module.model.on(LinearPath())(z, t, h if two_times else None, label)
                 assert found.equal(expected), type(module).__name__
 
@@ -229,9 +231,9 @@ class TestStages:
 @pytest.mark.parametrize(
     ("make", "two_times", "message"),
     [
-        (MeanFlow, False, "MeanFlow trains a network with two clocks.* two_times=True"),
-        (Diffusion, True, "Diffusion trains a network with one clock: build MLP with two_times=False"),
-        (ConsistencyModel, True, "ConsistencyModel trains a network with one clock"),
+        (MeanFlow, False, "MeanFlow trains a network with two time inputs.* two_times=True"),
+        (Diffusion, True, "Diffusion trains a network with one time input: build MLP with two_times=False"),
+        (ConsistencyModel, True, "ConsistencyModel trains a network with one time input"),
     ],
 )
 def test_clocks_are_checked_when_a_module_is_built(make: Any, two_times: bool, message: str) -> None:
@@ -250,13 +252,13 @@ def test_from_a_converted_checkpoint(tmp_path: Path) -> None:
     write_pickle(tmp_path / "edm.pkl", {"ema": preconditioned(source)})
     convert_checkpoint(tmp_path / "edm.pkl", tmp_path / "edm.safetensors")
     teacher = Teacher(str(tmp_path / "edm.safetensors"), steps=2)
-    reading = EDMPreconditioning(0.5)
+    preconditioning = EDMPreconditioning(0.5)
     student = wake(UNETS["ddpm++"](num_classes=None, augment_dim=0, two_times=True), 7)
-    module = CMT(student, teacher, reading, 1, init_from=str(tmp_path / "edm.safetensors"), seed=0)
+    module = CMT(student, teacher, preconditioning, 1, init_from=str(tmp_path / "edm.safetensors"), seed=0)
     rows = DataLoader([{"index": torch.arange(2)}], batch_size=None)  # type: ignore[arg-type]
     Trainer(max_steps=1, **QUIET).fit(frozen(module), rows)
     z, t, h, _ = inputs(source, torch.float32)
-    expected = FlowModel(source.eval(), reading, LinearPath()).velocity(z, t)
+    expected = PreconditionedNetwork(source.eval(), preconditioning, LinearPath()).velocity(z, t)
     module.eval()
     torch.testing.assert_close(module.model(z, t, h), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(teacher.velocity(LinearPath(), z, t), expected, rtol=1e-5, atol=1e-5)

@@ -16,11 +16,11 @@ from zoo.flow import (
     DiT,
     EDMPreconditioning,
     FiniteDifference,
-    FlowModel,
     GridLevels,
     ImprovedMeanFlow,
     LogVariance,
     MeanFlow,
+    PreconditionedNetwork,
     Teacher,
 )
 
@@ -32,7 +32,7 @@ def network(two_times: bool) -> DiT:
 
 
 def teacher() -> Teacher:
-    return Teacher.of(FlowModel(network(False), EDM), steps=3, omega=1.5)
+    return Teacher.of(PreconditionedNetwork(network(False), EDM), steps=3, omega=1.5)
 
 
 STAGES: dict[str, Any] = {

@@ -15,13 +15,13 @@ from zoo.flow import (
     MLP,
     DiT,
     EDMPreconditioning,
-    FlowModel,
     Gaussian,
     GuidanceDraws,
     ImprovedMeanFlow,
     LinearPath,
     MeanFlow,
     MeanFlowTimes,
+    PreconditionedNetwork,
     VelocityPrediction,
     hand_over,
     improved_mean_flow_error,
@@ -80,7 +80,7 @@ class TestTheLoss:
     def test_without_guidance_or_head_it_is_mean_flow_along_its_own_velocity(self) -> None:
         x, noise, t, h = draws(16, 3)
         network = awake(MLP(3, width=16, depth=1))
-        model = FlowModel(network, VelocityPrediction())
+        model = PreconditionedNetwork(network, VelocityPrediction())
         found, none = improved_mean_flow_error(model, x, noise, t, h)
         expected = mean_flow_error(network, x, noise, t, h, tangent="network")
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
@@ -118,10 +118,10 @@ class TestTheLoss:
     def test_restated(self, head: bool) -> None:
         """Equations of the paper by plain calls: one at a time, the derivative by differences."""
         network = dit(guidance=True, velocity_depth=1 if head else 0)
-        model = FlowModel(network, EDMPreconditioning(0.75), LinearPath())
+        model = PreconditionedNetwork(network, EDMPreconditioning(0.75), LinearPath())
         x, noise, t, h = draws(6, 1, 8, 8)
         h[4:] = 0.0
-        label = torch.tensor([0, 1, 3, 2, 1, 3])  # 3 is "no class"
+        label = torch.tensor([0, 1, 3, 2, 1, 3])  # 3 is unconditional
         given = GuidanceDraws()(0, 0, torch.arange(6))
         given[4:, 1], given[4:, 2] = 0.0, 1.0
         given[0, 1:] = torch.tensor([0.0, 1.0])  # guided for sure
@@ -246,7 +246,7 @@ class TestTheNetwork:
             dit()(z, t, head="both")
         with pytest.raises(ValueError, match=r"velocity_depth must be from 0 to depth \(2\), got 3"):
             dit(velocity_depth=3)
-        with pytest.raises(ValueError, match="guidance leads away from samples without a class"):
+        with pytest.raises(ValueError, match="guidance leads away from unconditional samples"):
             dit(guidance=True, num_classes=None)
 
 
@@ -265,13 +265,13 @@ def test_samples_are_guided_as_asked() -> None:
 def test_training_learns_to_be_guided() -> None:
     """Two classes at -1 and 1 with equal spread: guidance moves a class away from the mean of both.
 
-    The velocities of the law are linear in z, and so are the guided ones: w v_c - (w - 1) v_u is not the
-    velocity of any class, so samples move outward. Asked for after one run, by the same network.
+    The velocities of the distribution are linear in z, and so are the guided ones: w v_c - (w - 1) v_u is not
+    the velocity of any class, so samples move outward. Asked for after one run, by the same network.
     """
     torch.manual_seed(0)
     network = MLP(1, width=64, depth=2, num_classes=2, guidance=True)
     module = ImprovedMeanFlow(
-        network, MeanFlowTimes(0.0, 1.2, share=0.5), GuidanceDraws(4.0), power=0.0, label_dropout=0.2,
+        network, MeanFlowTimes(0.0, 1.2, prob_r_neq_t=0.5), GuidanceDraws(4.0), power=0.0, label_dropout=0.2,
         optimizer=partial(torch.optim.Adam, lr=3e-3), seed=0,
     )  # fmt: skip
     index = torch.arange(256)

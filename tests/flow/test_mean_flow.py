@@ -77,13 +77,13 @@ GUIDANCE = {
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE)
-@pytest.mark.parametrize("fixed_share", [False, True])
+@pytest.mark.parametrize("fixed_count", [False, True])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("power", [0.0, 0.75])
 def test_loss_and_gradients_are_those_of_the_full_batch(
-    guidance: str, fixed_share: bool, reduction: Any, power: float
+    guidance: str, fixed_count: bool, reduction: Any, power: float
 ) -> None:
-    times = MeanFlowTimes(share=0.5, fixed_share=fixed_share)
+    times = MeanFlowTimes(prob_r_neq_t=0.5, fixed_count=fixed_count)
     options = {"reduction": reduction, "power": power, "label_dropout": 0.3} | GUIDANCE[guidance]
     model, items = module(dit(), times=times, **options), batch()
     parameters = list(model.network.parameters())
@@ -98,7 +98,7 @@ def test_loss_and_gradients_are_those_of_the_full_batch(
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_batches_of_one_kind_work_too(share: float) -> None:
-    model, items = module(dit(), times=MeanFlowTimes(share=share)), batch()
+    model, items = module(dit(), times=MeanFlowTimes(prob_r_neq_t=share)), batch()
     assert torch.allclose(model.training_step(items, 0), full_batch_loss(model, items), rtol=1e-10)
 
 
@@ -150,7 +150,7 @@ def test_with_dropout_the_target_is_made_without_it() -> None:
             return super().forward(*args)
 
     network = Spy(4, 2, 2, width=16, depth=1, heads=2, num_classes=CLASSES, dropout=0.5).double()
-    module(network, omega=0.5, kappa=0.5, times=MeanFlowTimes(share=0.5)).training_step(items, 0)
+    module(network, omega=0.5, kappa=0.5, times=MeanFlowTimes(prob_r_neq_t=0.5)).training_step(items, 0)
     assert calls == [
         (False, False),
         (False, False),
@@ -182,7 +182,7 @@ def test_with_dropout_the_target_is_made_without_it() -> None:
 
 
 def test_the_loss_does_not_depend_on_the_order_of_items_nor_on_how_they_are_split() -> None:
-    model, items = module(dit(), omega=2.0, times=MeanFlowTimes(share=0.5)), batch()
+    model, items = module(dit(), omega=2.0, times=MeanFlowTimes(prob_r_neq_t=0.5)), batch()
     whole = model.training_step(items, 0)
     order = torch.tensor([5, 2, 9, 11, 0, 7, 1, 10, 3, 8, 6, 4])
     shuffled = {name: value[order] for name, value in items.items()}
@@ -238,24 +238,24 @@ def test_squared_errors_and_their_weights() -> None:
 class Exact(nn.Module):
     """The mean velocity of a Gaussian as a network with one parameter, which is 1 at the truth."""
 
-    def __init__(self, law: Gaussian) -> None:
+    def __init__(self, distribution: Gaussian) -> None:
         super().__init__()
-        self.law, self.factor = law, nn.Parameter(torch.ones((), dtype=F64))
+        self.distribution, self.factor = distribution, nn.Parameter(torch.ones((), dtype=F64))
 
     def forward(self, z: Tensor, t: Tensor, h: Tensor, label: None) -> Tensor:
-        return self.factor * self.law.mean_velocity(z, t, t - h)
+        return self.factor * self.distribution.mean_velocity(z, t, t - h)
 
 
 @pytest.mark.parametrize(("t", "r"), [(1.0, 0.0), (0.7, 0.2), (0.5, 0.4), (0.6, 0.6)])
 def test_the_exact_mean_velocity_keeps_the_loss_at_its_floor(t: float, r: float) -> None:
     size = 100_000
-    law = Gaussian(torch.zeros(1, dtype=F64), torch.tensor([[0.25]], dtype=F64))
-    network = Exact(law)
+    distribution = Gaussian(torch.zeros(1, dtype=F64), torch.tensor([[0.25]], dtype=F64))
+    network = Exact(distribution)
     x, noise = 0.5 * draw(size, 1), draw(size, 1, seed=1)
     times, steps = torch.full((size,), t, dtype=F64), torch.full((size,), t - r, dtype=F64)
     error = mean_flow_error(network, x, noise, times, steps)
     sem = error.std() / math.sqrt(size)
-    assert abs(error.mean() - law.mean_flow_floor(t, r)) < 4 * sem
+    assert abs(error.mean() - distribution.mean_flow_floor(t, r)) < 4 * sem
     # The residual has mean zero given the state, so at the truth the gradient is noise. (Gradients of single
     # items are 2 residual u; their variance is at most 4 E[residual^2 u^2].)
     [gradient] = torch.autograd.grad(error.mean(), network.factor)
@@ -272,9 +272,9 @@ def test_the_exact_mean_velocity_keeps_the_loss_at_its_floor(t: float, r: float)
 def test_the_floor_holds_in_several_dimensions_and_over_drawn_times() -> None:
     size = 100_000
     root = draw(3, 3)
-    law = Gaussian(torch.zeros(3, dtype=F64), root @ root.mT)
-    t, r = MeanFlowTimes(share=0.5)(0, 0, torch.arange(size))
+    distribution = Gaussian(torch.zeros(3, dtype=F64), root @ root.mT)
+    t, r = MeanFlowTimes(prob_r_neq_t=0.5)(0, 0, torch.arange(size))
     x, noise = draw(size, 3, seed=2) @ root.mT, draw(size, 3, seed=1)
-    error = mean_flow_error(Exact(law), x, noise, t, t - r)
-    excess = error.detach() - law.mean_flow_floor(t, r)
+    error = mean_flow_error(Exact(distribution), x, noise, t, t - r)
+    excess = error.detach() - distribution.mean_flow_floor(t, r)
     assert abs(excess.mean()) < 4 * excess.std() / math.sqrt(size)

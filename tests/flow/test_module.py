@@ -80,19 +80,21 @@ class TestBatches:
 class TestLogs:
     def test_the_logged_numbers(self) -> None:
         """With p = 0 and the sum, the loss is the mean squared error times an item's number of values."""
-        model = MeanFlow(network(), seed=0, power=0.0, times=MeanFlowTimes(share=0.5))
+        model = MeanFlow(network(), seed=0, power=0.0, times=MeanFlowTimes(prob_r_neq_t=0.5))
         logged = fit(model, DataLoader(items(), batch_size=32)).callback_metrics
         assert set(logged) == {"train/loss", "train/mse", "train/velocity_mse"}
         assert torch.isclose(logged["train/loss"], 2 * logged["train/mse"])
         # The mean over all items lies between those of its two parts, and here they differ.
         assert logged["train/velocity_mse"] != logged["train/mse"]
-        model = MeanFlow(network(), seed=0, power=0.0, reduction="mean", times=MeanFlowTimes(share=0.0))
+        model = MeanFlow(
+            network(), seed=0, power=0.0, reduction="mean", times=MeanFlowTimes(prob_r_neq_t=0.0)
+        )
         logged = fit(model, DataLoader(items(), batch_size=32)).callback_metrics
         assert torch.isclose(logged["train/loss"], logged["train/mse"])
         assert torch.isclose(logged["train/velocity_mse"], logged["train/mse"])
 
     def test_batches_without_resting_items(self) -> None:
-        model = MeanFlow(network(), seed=0, times=MeanFlowTimes(share=1.0))
+        model = MeanFlow(network(), seed=0, times=MeanFlowTimes(prob_r_neq_t=1.0))
         assert "train/velocity_mse" not in fit(model, DataLoader(items(), batch_size=32)).callback_metrics
 
     def test_evaluation_is_repeatable_and_weighs_batches_by_their_items(self) -> None:
@@ -153,7 +155,7 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
 
 
 def test_guidance_wants_classes() -> None:
-    with pytest.raises(ValueError, match="asks for guidance, but the network has no classes"):
+    with pytest.raises(ValueError, match="asks for guidance, but the network has unconditionales"):
         MeanFlow(network(None), omega=2.0)
 
 

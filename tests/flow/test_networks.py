@@ -114,7 +114,7 @@ def test_labels(kind: str) -> None:
     network, z = small(kind)
     wake(network)
     t = torch.rand(4)
-    assert network(z, t, t, None).equal(network(z, t, t, torch.full((4,), 3)))  # None is "no class"
+    assert network(z, t, t, None).equal(network(z, t, t, torch.full((4,), 3)))  # None is unconditional
     free, _ = small(kind, num_classes=None)
     assert free(z, t, t).shape == z.shape
     with pytest.raises(ValueError, match="num_classes=null and takes no labels"):

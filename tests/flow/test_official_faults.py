@@ -146,7 +146,7 @@ def test_4_easy_consistency_distillation_is_there() -> None:
     path, errors = VarianceExplodingPath(), {}
 
     class Exact(nn.Module):
-        """The output at which EDM's reading is the exact map of N(0, .5^2)."""
+        """The output at which EDM's preconditioning is the exact map of N(0, .5^2)."""
 
         shape, num_classes, two_times = (2,), None, False
 
@@ -250,7 +250,7 @@ def test_7_states_are_labeled_with_the_times_of_the_solver() -> None:
 def test_8_differences_see_one_function() -> None:
     """There dropout and the dropping of labels differ between the two evaluations, both keep gradients, and
     the times pass the ends of the path."""
-    law = Gaussian(torch.zeros(2).double(), 0.25 * torch.eye(2).double())
+    distribution = Gaussian(torch.zeros(2).double(), 0.25 * torch.eye(2).double())
     seen: list[tuple[bool, Tensor, Tensor, Tensor]] = []
 
     class Watched(nn.Module):
@@ -258,13 +258,13 @@ def test_8_differences_see_one_function() -> None:
 
         def forward(self, z: Tensor, t: Tensor, h: Tensor, label: Tensor) -> Tensor:
             seen.append((self.training or torch.is_grad_enabled(), t, h, label))
-            return law.mean_velocity(z, t, t - h)
+            return distribution.mean_velocity(z, t, t - h)
 
     t = torch.tensor([1.0, 0.6, 0.003], dtype=torch.float64)
     h = torch.tensor([1.0, 0.002, 0.003], dtype=torch.float64)
     z, label = torch.ones(3, 2).double(), torch.tensor([0, 2, 3])
     network = Watched().train()
-    slope = FiniteDifference(5e-3)(network, z, t, h, law.velocity(z, t), label)
+    slope = FiniteDifference(5e-3)(network, z, t, h, distribution.velocity(z, t), label)
     assert network.training and not slope.requires_grad and len(seen) == 2
     for grown, times, steps, labels in seen:
         assert not grown and labels.equal(label)

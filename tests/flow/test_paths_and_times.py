@@ -1,4 +1,4 @@
-"""Paths against their definitions, times against the laws they are drawn from."""
+"""Paths against their definitions, times against the distributions they are drawn from."""
 
 import math
 
@@ -44,15 +44,15 @@ def test_times_of_the_imagenet_setting() -> None:
     apart = r < t
     # 20,000 coins of 1/4: a standard error of 0.003; five of them.
     assert abs(apart.double().mean() - 0.25) < 0.0153
-    # The larger of two: F^2; the smaller: 1 - (1 - F)^2, with F the logit-normal law.
-    law = stats.norm(-0.4, 1.0)
-    assert stats.kstest(t.logit(), lambda x: law.cdf(x) ** 2).pvalue > 1e-3
-    assert stats.kstest(r[apart].logit(), lambda x: 1 - law.sf(x) ** 2).pvalue > 1e-3
+    # The larger of two: F^2; the smaller: 1 - (1 - F)^2, with F the logit-normal distribution.
+    distribution = stats.norm(-0.4, 1.0)
+    assert stats.kstest(t.logit(), lambda x: distribution.cdf(x) ** 2).pvalue > 1e-3
+    assert stats.kstest(r[apart].logit(), lambda x: 1 - distribution.sf(x) ** 2).pvalue > 1e-3
 
 
 def test_times_of_the_cifar_setting_mask_first_and_clip_then() -> None:
-    t, r = MeanFlowTimes(-0.6, 1.6, -4, 1.6, share=0.75, order="clip")(seed=0, step=0, index=INDEX)
-    # t keeps its own law whatever r is: with order="sort" it would not.
+    t, r = MeanFlowTimes(-0.6, 1.6, -4, 1.6, prob_r_neq_t=0.75, order="clip")(seed=0, step=0, index=INDEX)
+    # t keeps its own distribution whatever r is: with order="sort" it would not.
     assert stats.kstest(t.logit(), stats.norm(-0.6, 1.6).cdf).pvalue > 1e-3
     # r < t only where the coin says so and the draw of r lies below t: logit r - logit t ~ N(-3.4, 2 *
     # 1.6^2).
@@ -61,16 +61,16 @@ def test_times_of_the_cifar_setting_mask_first_and_clip_then() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 128])
-def test_a_fixed_share_is_exact(size: int) -> None:
+def test_a_fixed_count_is_exact(size: int) -> None:
     for share in (0.0, 0.25, 0.6, 1.0):
-        t, r = MeanFlowTimes(share=share, fixed_share=True)(seed=3, step=5, index=torch.arange(size))
+        t, r = MeanFlowTimes(prob_r_neq_t=share, fixed_count=True)(seed=3, step=5, index=torch.arange(size))
         assert int((r < t).sum()) == round(share * size)
 
 
 @given(st.integers(0, 2**40), st.permutations(range(8)), st.integers(1, 7))
 @settings(max_examples=25, deadline=None, derandomize=True)
 def test_an_items_times_do_not_depend_on_its_batch(seed: int, order: list[int], cut: int) -> None:
-    times, index = MeanFlowTimes(share=0.5), torch.arange(100, 108)
+    times, index = MeanFlowTimes(prob_r_neq_t=0.5), torch.arange(100, 108)
     t, r = times(seed, 3, index)
     for part in (torch.tensor(order[:cut]), torch.tensor(order[cut:])):
         t_part, r_part = times(seed, 3, index[part])
@@ -82,7 +82,7 @@ def test_an_items_times_do_not_depend_on_its_batch(seed: int, order: list[int], 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"share": 1.5}, "share must be in"),
+        ({"prob_r_neq_t": 1.5}, "prob_r_neq_t must be in"),
         ({"t_std": -1.0}, "t_std must be at least 0"),
         ({"r_std": -1.0}, "r_std must be at least 0"),
         ({"order": "max"}, "order must be 'sort' or 'clip', got 'max'"),

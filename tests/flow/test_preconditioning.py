@@ -12,8 +12,8 @@ from zoo.flow import (
     DataPrediction,
     Diffusion,
     EDMPreconditioning,
-    FlowModel,
     LinearPath,
+    PreconditionedNetwork,
     TrigonometricPath,
     VarianceExplodingPath,
     VelocityPrediction,
@@ -22,10 +22,10 @@ from zoo.flow import (
 from zoo.flow.handover import check_preconditioning
 from zoo.flow.paths import Path, expand
 from zoo.flow.preconditioning import Preconditioning
-from zoo.flow.stored import Stored
+from zoo.flow.stored_network import StoredNetwork
 
 PATHS = [LinearPath(), VarianceExplodingPath(), TrigonometricPath(0.5), TrigonometricPath(1.3)]
-READINGS = [EDMPreconditioning(0.5), EDMPreconditioning(0.75), VelocityPrediction(), DataPrediction()]
+PRECONDITIONINGS = [EDMPreconditioning(0.5), EDMPreconditioning(0.75), VelocityPrediction(), DataPrediction()]
 LEVELS = torch.tensor([0.002, 0.05, 0.4, 1.0, 7.0, 79.0], dtype=torch.float64)
 
 
@@ -44,11 +44,11 @@ def test_edm_is_the_table_of_its_paper() -> None:
     s, sd = LEVELS, 0.5
     edm, path = EDMPreconditioning(sd), VarianceExplodingPath()
     skip, out = edm.denoiser(path, s)
-    factor, clock = edm.inputs(path, s)
+    factor, time = edm.inputs(path, s)
     torch.testing.assert_close(skip, sd**2 / (s**2 + sd**2), rtol=1e-14, atol=0)
     torch.testing.assert_close(out, s * sd / (s**2 + sd**2).sqrt(), rtol=1e-14, atol=0)
     torch.testing.assert_close(factor, 1 / (s**2 + sd**2).sqrt(), rtol=1e-14, atol=0)
-    torch.testing.assert_close(clock, s.log() / 4, rtol=1e-14, atol=0)
+    torch.testing.assert_close(time, s.log() / 4, rtol=1e-14, atol=0)
     # lambda(s) c_out^2 = 1: unit weight on the output is EDM's weight on the denoised data.
     assert isinstance(out, Tensor)
     torch.testing.assert_close((s**2 + sd**2) / (s * sd) ** 2 * out**2, torch.ones_like(s))
@@ -61,61 +61,65 @@ def test_edm_on_the_trigonometric_path_is_trigflow() -> None:
     t = path.time_of(LEVELS)
     x, noise = draws()
     z = path.interpolate(x, noise, t)
-    model = FlowModel(network, edm, path)
+    model = PreconditionedNetwork(network, edm, path)
     f_trig = -network(z / sd, (sd * t.tan()).log() / 4, None, None)
     denoised = t.cos()[:, None] * z - t.sin()[:, None] * sd * f_trig
     torch.testing.assert_close(model.denoise(z, t), denoised, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(model.velocity(z, t), sd * f_trig, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("reading", READINGS, ids=repr)
+@pytest.mark.parametrize("preconditioning", PRECONDITIONINGS, ids=repr)
 @pytest.mark.parametrize("path", PATHS, ids=repr)
 class TestEveryReadingOnEveryPath:
-    def test_velocity_and_denoiser_agree(self, reading: Preconditioning, path: Path) -> None:
+    def test_velocity_and_denoiser_agree(self, preconditioning: Preconditioning, path: Path) -> None:
         """v = alpha' D + sigma' (z - alpha D) / sigma, which the code never divides by sigma to get."""
         t = path.time_of(LEVELS)
         z = path.interpolate(*draws(), t)
-        model = FlowModel(network, reading, path)
+        model = PreconditionedNetwork(network, preconditioning, path)
         denoised = model.denoise(z, t)
         alpha, sigma = expand(path.alpha(t), z), expand(path.sigma(t), z)
         noise = (z - alpha * denoised) / sigma
         expected = expand(path.alpha_slope(t, t), z) * denoised + expand(path.sigma_slope(t, t), z) * noise
         torch.testing.assert_close(model.velocity(z, t), expected, rtol=1e-9, atol=1e-9)
 
-    def test_the_target_is_the_output_that_denoises(self, reading: Preconditioning, path: Path) -> None:
+    def test_the_target_is_the_output_that_denoises(
+        self, preconditioning: Preconditioning, path: Path
+    ) -> None:
         t, (x, noise) = path.time_of(LEVELS), draws()
-        z, target = path.interpolate(x, noise, t), reading.target(path, x, noise, t)
-        exact = FlowModel(lambda *_: target, reading, path)
+        z, target = path.interpolate(x, noise, t), preconditioning.target(path, x, noise, t)
+        exact = PreconditionedNetwork(lambda *_: target, preconditioning, path)
         torch.testing.assert_close(exact.denoise(z, t), x, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(exact.velocity(z, t), path.velocity(x, noise, t), rtol=1e-9, atol=1e-9)
 
-    def test_all_paths_hold_the_same_model(self, reading: Preconditioning, path: Path) -> None:
+    def test_all_paths_hold_the_same_model(self, preconditioning: Preconditioning, path: Path) -> None:
         home = VarianceExplodingPath()
         x, noise = draws()
-        there = FlowModel(network, reading, home).denoise(home.interpolate(x, noise, LEVELS), LEVELS)
+        there = PreconditionedNetwork(network, preconditioning, home).denoise(
+            home.interpolate(x, noise, LEVELS), LEVELS
+        )
         t = path.time_of(LEVELS)
-        here = FlowModel(network, reading, path).denoise(path.interpolate(x, noise, t), t)
+        here = PreconditionedNetwork(network, preconditioning, path).denoise(path.interpolate(x, noise, t), t)
         torch.testing.assert_close(here, there, rtol=1e-10, atol=1e-10)
 
-    def test_one_number_for_all_items(self, reading: Preconditioning, path: Path) -> None:
+    def test_one_number_for_all_items(self, preconditioning: Preconditioning, path: Path) -> None:
         t = path.time_of(LEVELS)[3]
         z = path.interpolate(*draws(), t.expand(len(LEVELS)))
-        model = FlowModel(network, reading, path)
+        model = PreconditionedNetwork(network, preconditioning, path)
         torch.testing.assert_close(model.denoise(z, t), model.denoise(z, t.expand(len(z))))
         torch.testing.assert_close(model.velocity(z, t), model.velocity(z, t.expand(len(z))))
 
-    def test_described_and_rebuilt(self, reading: Preconditioning, path: Path) -> None:
-        stored = Stored(FilePath("run.ckpt"), {}, reading.describe(), None)
-        assert stored.reading().describe() == reading.describe()
+    def test_described_and_rebuilt(self, preconditioning: Preconditioning, path: Path) -> None:
+        stored = StoredNetwork(FilePath("run.ckpt"), {}, preconditioning.describe(), None)
+        assert stored.build_preconditioning().describe() == preconditioning.describe()
 
 
-@pytest.mark.parametrize("reading", READINGS[:3], ids=repr)
-def test_clean_data_stay_as_they_are(reading: Preconditioning) -> None:
+@pytest.mark.parametrize("preconditioning", PRECONDITIONINGS[:3], ids=repr)
+def test_clean_data_stay_as_they_are(preconditioning: Preconditioning) -> None:
     """f(x, 0) = x, the boundary condition of consistency models, with a finite label of the time."""
     x, _ = draws()
     for path in PATHS:
         zero = torch.zeros(len(x), dtype=torch.float64)
-        denoised = FlowModel(network, reading, path).denoise(x, zero)
+        denoised = PreconditionedNetwork(network, preconditioning, path).denoise(x, zero)
         torch.testing.assert_close(denoised, x, rtol=1e-14, atol=1e-14)
 
 
@@ -130,10 +134,16 @@ class TestBoundary:
 
     @pytest.mark.parametrize("path", PATHS, ids=repr)
     def test_any_path_holds_the_same_model(self, path: Path) -> None:
-        reading, home, (x, noise) = EDMPreconditioning(0.5, boundary=0.01), VarianceExplodingPath(), draws()
-        there = FlowModel(network, reading, home).denoise(home.interpolate(x, noise, LEVELS), LEVELS)
+        preconditioning, home, (x, noise) = (
+            EDMPreconditioning(0.5, boundary=0.01),
+            VarianceExplodingPath(),
+            draws(),
+        )
+        there = PreconditionedNetwork(network, preconditioning, home).denoise(
+            home.interpolate(x, noise, LEVELS), LEVELS
+        )
         t = path.time_of(LEVELS)
-        z, model = path.interpolate(x, noise, t), FlowModel(network, reading, path)
+        z, model = path.interpolate(x, noise, t), PreconditionedNetwork(network, preconditioning, path)
         denoised = model.denoise(z, t)
         torch.testing.assert_close(denoised, there, rtol=1e-10, atol=1e-10)
         alpha, sigma = expand(path.alpha(t), z), expand(path.sigma(t), z)
@@ -147,7 +157,7 @@ class TestBoundary:
         x, noise = draws()
         t = path.time_of(torch.full((len(x),), level, dtype=torch.float64))
         z = path.interpolate(x, noise, t)
-        model = FlowModel(network, EDMPreconditioning(0.5, boundary=0.01), path)
+        model = PreconditionedNetwork(network, EDMPreconditioning(0.5, boundary=0.01), path)
         torch.testing.assert_close(model.denoise(z, t), z / expand(path.alpha(t), z), rtol=1e-12, atol=1e-12)
         assert model.velocity(z, t).isfinite().all()
 
@@ -158,19 +168,19 @@ class TestBoundary:
             check_preconditioning(EDMPreconditioning(0.6, boundary=0.002), saved, "run.ckpt")
 
     def test_a_diffusion_model_has_none(self) -> None:
-        reading = EDMPreconditioning(boundary=0.002)
+        preconditioning = EDMPreconditioning(boundary=0.002)
         with pytest.raises(ValueError, match=r"boundary=0\.002 is for consistency models"):
-            reading.target(reading.path, *draws(), LEVELS)
+            preconditioning.target(preconditioning.path, *draws(), LEVELS)
         with pytest.raises(ValueError, match=r"boundary=0\.002\) has the boundary of a consistency model"):
-            Diffusion(MLP(3, width=4, depth=1, two_times=False), reading)
+            Diffusion(MLP(3, width=4, depth=1, two_times=False), preconditioning)
 
 
 def test_pure_noise_has_finite_coefficients() -> None:
     noise = draws()[1]
     for path in (LinearPath(), TrigonometricPath(0.5)):
         end = torch.full((len(noise),), path.end, dtype=torch.float64)
-        for reading in READINGS:
-            model = FlowModel(network, reading, path)
+        for preconditioning in PRECONDITIONINGS:
+            model = PreconditionedNetwork(network, preconditioning, path)
             assert bool(
                 model.denoise(noise, end).isfinite().all() & model.velocity(noise, end).isfinite().all()
             )
@@ -183,7 +193,7 @@ def test_the_linear_velocity_of_an_edm_network_in_float32() -> None:
     x, noise = 0.5 * torch.randn(2, 200, 3, dtype=torch.float64, generator=generator)
     path = LinearPath()
     z = path.interpolate(x, 2 * noise, t)
-    model = FlowModel(network, EDMPreconditioning(0.5), path)
+    model = PreconditionedNetwork(network, EDMPreconditioning(0.5), path)
     exact = model.velocity(z, t)
     error = (model.velocity(z.float(), t.float()) - exact).abs().amax(1)
     assert bool((error < 1e-5 / t.clamp(max=1)).all())

@@ -50,21 +50,21 @@ class GaussianField:
 
 
 class LawField:
-    """A closed-form law as a field; the denoiser from the velocity of the path."""
+    """A closed-form distribution as a field; the denoiser from the velocity of the path."""
 
     num_classes = None
 
-    def __init__(self, law: Gaussian | GaussianMixture) -> None:
-        self.law, self.path = law, law.path
+    def __init__(self, distribution: Gaussian | GaussianMixture) -> None:
+        self.distribution, self.path = distribution, distribution.path
 
     def velocity(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.law.velocity(z, t)
+        return self.distribution.velocity(z, t)
 
     def denoise(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.law.denoise(z, t)
+        return self.distribution.denoise(z, t)
 
     def mean_velocity(self, z: Tensor, t: Tensor, h: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.law.mean_velocity(z, t, t - h)
+        return self.distribution.mean_velocity(z, t, t - h)
 
 
 def factor(solver: Solver, times: Tensor) -> float:
@@ -169,12 +169,12 @@ def test_convergence_to_the_exact_flow_of_a_mixture(path: Path, solver: Solver, 
 
     A multistep rule begins with a step of order 1, whose error of order 2 stays: order 3 converges as 2 here.
     """
-    law, grid = mixture(path), LogGrid(5.0, 0.05)
+    distribution, grid = mixture(path), LogGrid(5.0, 0.05)
     ends = grid(1, path)
     z = path.sigma(ends[0]) * torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-    exact = law.flow_map(z, ends[0].item(), ends[1].item())
+    exact = distribution.flow_map(z, ends[0].item(), ends[1].item())
     errors = [
-        (integrate(LawField(law), solver, z, grid(steps, path)) - exact).abs().max().item()
+        (integrate(LawField(distribution), solver, z, grid(steps, path)) - exact).abs().max().item()
         for steps in (160, 320)
     ]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.35)
@@ -182,10 +182,10 @@ def test_convergence_to_the_exact_flow_of_a_mixture(path: Path, solver: Solver, 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_steps_of_the_exact_mean_velocity_are_exact(steps: int) -> None:
-    law = mixture(LinearPath())
+    distribution = mixture(LinearPath())
     z = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
-    found = integrate(LawField(law), MeanFlowSteps(), z, EvenGrid()(steps, LinearPath()))
-    torch.testing.assert_close(found, law.flow_map(z, 1.0, 0.0), rtol=0, atol=1e-9)
+    found = integrate(LawField(distribution), MeanFlowSteps(), z, EvenGrid()(steps, LinearPath()))
+    torch.testing.assert_close(found, distribution.flow_map(z, 1.0, 0.0), rtol=0, atol=1e-9)
 
 
 def test_a_trajectory_keeps_the_times_of_its_solver() -> None:
@@ -195,19 +195,19 @@ def test_a_trajectory_keeps_the_times_of_its_solver() -> None:
     printed = [1, 0.9898, 0.9783, 0.9652, 0.9502, 0.9328, 0.9124, 0.8881, 0.8587, 0.8224, 0.7765, 0.7166]
     printed += [0.6351, 0.5178, 0.3344, 0.0069]
     assert times.tolist() == pytest.approx(printed, abs=5e-5)
-    law = mixture(LinearPath())
+    distribution = mixture(LinearPath())
     z = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
-    trajectory = solve(LawField(law), Heun(), z, times)
+    trajectory = solve(LawField(distribution), Heun(), z, times)
     assert trajectory.times.equal(times) and trajectory.states.shape == (16, 5, 1)
     assert (trajectory.times - torch.linspace(1, 0, 16, dtype=torch.float64)).abs().max() > 0.4
 
 
 @pytest.mark.parametrize("target", PATHS, ids=repr)
 def test_a_trajectory_on_another_path_is_the_flow_there(target: Path) -> None:
-    law, there = mixture(EXPLODING), mixture(target)
+    distribution, there = mixture(EXPLODING), mixture(target)
     times = LogGrid(5.0, 0.05)(6, EXPLODING)
     z = 5.0 * torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
-    states = torch.stack([law.flow_map(z, 5.0, t.item()) for t in times])
+    states = torch.stack([distribution.flow_map(z, 5.0, t.item()) for t in times])
     moved = Trajectory(states, times, EXPLODING).on(target)
     torch.testing.assert_close(target.level_of(moved.times), times, rtol=1e-10, atol=0)
     for (a, t), (b, r) in pairwise(zip(moved.states, moved.times, strict=True)):
@@ -215,8 +215,10 @@ def test_a_trajectory_on_another_path_is_the_flow_there(target: Path) -> None:
 
 
 def test_pure_noise_has_no_place_on_the_exploding_path() -> None:
-    law = mixture(LinearPath())
-    trajectory = solve(LawField(law), Euler(), torch.ones(1, 1).double(), EvenGrid()(2, LinearPath()))
+    distribution = mixture(LinearPath())
+    trajectory = solve(
+        LawField(distribution), Euler(), torch.ones(1, 1).double(), EvenGrid()(2, LinearPath())
+    )
     with pytest.raises(ValueError, match="begins at pure noise"):
         trajectory.on(EXPLODING)
 

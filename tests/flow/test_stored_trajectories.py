@@ -21,9 +21,9 @@ from zoo.flow import (
     EDMPreconditioning,
     Euler,
     EvenGrid,
-    FlowModel,
     LinearPath,
     LogGrid,
+    PreconditionedNetwork,
     RandomFeatureDistance,
     SquaredDistance,
     Teacher,
@@ -184,7 +184,7 @@ def test_times_survive_the_precision_of_the_trainer(
     data = Trajectories(str(tmp_path / "made"), batch_size=8, val_share=0, seed=0)
     seen: list[Tensor] = []
 
-    class Asked(FlowModel):
+    class Asked(PreconditionedNetwork):
         def denoise(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
             seen.append(t)
             return super().denoise(z, t, label)
@@ -207,7 +207,7 @@ def test_the_distance_is_loaded_before_training(tmp_path: Path) -> None:
 
         def load(self) -> None:
             if self.missing:
-                raise ValueError("weights='vgg.pth': there is no such file")
+                raise ValueError("weights='vgg.pth': the file does not exist")
             self.loaded = True
 
     class Never(ClassLabels):
@@ -221,7 +221,7 @@ def test_the_distance_is_loaded_before_training(tmp_path: Path) -> None:
     batch = {"label": torch.tensor([1]), "index": torch.arange(1)}
     fit(CMT(student(False), teacher(), EDM, distance=distance), [batch], 1)
     assert distance.loaded
-    with pytest.raises(ValueError, match=r"vgg.pth': there is no such file"):
+    with pytest.raises(ValueError, match=r"vgg.pth': the file does not exist"):
         fit(CMT(student(False), teacher(), EDM, distance=Lazy(missing=True)), Never(4, 3), 1)
 
 
@@ -365,7 +365,7 @@ def test_the_origin_tells_teachers_apart() -> None:
     def facts(scale: float, **options: Any) -> dict[str, Any]:
         network = student(False)
         nn.init.constant_(next(network.parameters()), scale)
-        return json.loads(origin(Teacher.of(FlowModel(network, EDM), **options), seed=5))
+        return json.loads(origin(Teacher.of(PreconditionedNetwork(network, EDM), **options), seed=5))
 
     one, other, guided = facts(1.0), facts(1.5), facts(1.0, omega=2.0)
     assert one["sha256"] == guided["sha256"] != other["sha256"]

@@ -13,13 +13,13 @@ from zoo.flow import (
     DiT,
     EDMPreconditioning,
     EvenGrid,
-    FlowModel,
     GaussianMixture,
     Guided,
     Heun,
     LinearPath,
     LogGrid,
     MeanFlowSteps,
+    PreconditionedNetwork,
     Teacher,
     VarianceExplodingPath,
     VelocityPrediction,
@@ -65,7 +65,7 @@ def test_a_checkpoint_says_what_it_holds(tmp_path: Path) -> None:
         teacher = Teacher(str(path), weights).load()  # type: ignore[arg-type]
         twin = MLP(**ARGUMENTS)
         twin.load_state_dict({name: scale * value for name, value in network.state_dict().items()})
-        expected = FlowModel(twin, EDMPreconditioning(0.75)).velocity(z, t, label)
+        expected = PreconditionedNetwork(twin, EDMPreconditioning(0.75)).velocity(z, t, label)
         assert teacher.velocity(VarianceExplodingPath(), z, t, label).equal(expected)
     assert teacher.shape == (2,) and teacher.num_classes == 3
     assert not any(p.requires_grad for p in teacher.parameters()) and not teacher.training
@@ -134,30 +134,30 @@ def test_a_teacher_is_shared_by_copies(tmp_path: Path) -> None:
     assert copy.deepcopy({"teacher": teacher})["teacher"] is teacher
 
 
-def law(path: Any) -> GaussianMixture:
+def distribution(path: Any) -> GaussianMixture:
     weights, stds = torch.tensor([[0.3, 0.7], [0.2, 0.35]], dtype=torch.float64)
     return GaussianMixture(weights, torch.tensor([[-1.0], [0.8]], dtype=torch.float64), stds, path)
 
 
 class Labeled:
-    """Two laws as classes 0 and 1, their mixture (label 2) as no class; counts its evaluations."""
+    """Two distributions as classes, their mixture (label 2) as unconditional; counts its evaluations."""
 
     num_classes = 2
     shape = (1,)
 
     def __init__(self, path: Any) -> None:
         self.path, self.calls = path, 0
-        whole = law(path)
+        whole = distribution(path)
         parts = [
             GaussianMixture(torch.ones(1).double(), whole.means[k : k + 1], whole.stds[k : k + 1], path)
             for k in (0, 1)
         ]
-        self.laws = [*parts, whole]
+        self.distributions = [*parts, whole]
 
     def _ask(self, name: str, z: Tensor, t: Tensor, label: Tensor) -> Tensor:
         self.calls += len(z)
         t = t.expand(len(z))
-        values = torch.stack([getattr(part, name)(z, t) for part in self.laws])
+        values = torch.stack([getattr(part, name)(z, t) for part in self.distributions])
         return values[label, torch.arange(len(z))]
 
     def velocity(self, z: Tensor, t: Tensor, label: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def test_classifier_free_guidance(path: Any) -> None:
 
 def test_autoguidance_and_refusals() -> None:
     field, weak = Labeled(LinearPath()), Labeled(LinearPath())
-    weak.laws = weak.laws[::-1]
+    weak.distributions = weak.distributions[::-1]
     z, t, label = torch.ones(2, 1).double(), torch.tensor(0.5).double(), torch.tensor([0, 1])
     guided = Guided(field, 3.0, guide=weak)
     own, other = field.velocity(z, t, label), weak.velocity(z, t, label)
@@ -201,7 +201,7 @@ def test_autoguidance_and_refusals() -> None:
     with pytest.raises(ValueError, match="the guide's path"):
         Guided(field, 2.0, guide=Labeled(VarianceExplodingPath()))
     field.num_classes = None  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="has no classes: leave omega=1"):
+    with pytest.raises(ValueError, match="has unconditionales: leave omega=1"):
         Guided(field, 2.0)
     with pytest.raises(ValueError, match="0 <= low <= high"):
         Guided(weak, 2.0, low=3.0, high=1.0)

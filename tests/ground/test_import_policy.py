@@ -56,7 +56,7 @@ def test_who_runs_the_program_may_trust_a_package(
     monkeypatch.setenv("ZOO_TRUST", "evilmod")
     with pytest.raises(
         ValueError, match="does not rebuild"
-    ):  # it is no network, which is seen once it is there
+    ):  # it is not a network, which is seen once it is there
         MeanFlow.load_from_checkpoint(checkpoint(tmp_path / "x.ckpt", network={"class_path": "evilmod.go"}))
     assert evil.exists()
 

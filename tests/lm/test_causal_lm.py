@@ -218,7 +218,7 @@ def test_pretrained_without_its_weights(tmp_path: Path, monkeypatch: pytest.Monk
         assert {n: p.shape for n, p in model.named_parameters()} == {
             n: p.shape for n, p in source.named_parameters()
         }
-        with pytest.raises(ValueError, match=r"pretrained='some/repo' is no local folder, and no copy"):
+        with pytest.raises(ValueError, match=r"pretrained='some/repo' is not a local folder, and no copy"):
             CausalLM(pretrained="some/repo")
         (folder / "model.safetensors").unlink()
         with pytest.raises(ValueError, match="is a folder without weights"):
@@ -260,8 +260,8 @@ def test_pretrained_that_lacks_weights(tmp_path: Path) -> None:
         ({"config": LLAMA, "pretrained": "x"}, "exactly one of config.*got both"),
         ({"config": LLAMA, "revision": "main"}, "revision='main' is of a pretrained model"),
         ({"config": {"hidden_size": 3}}, "must have the key model_type"),
-        ({"config": LLAMA | {"model_type": "lama"}}, "'lama' is no causal.*did you mean .*llama"),
-        ({"config": LLAMA | {"model_type": "vit"}}, "'vit' is no causal language model"),
+        ({"config": LLAMA | {"model_type": "lama"}}, "'lama' is not a causal.*did you mean .*llama"),
+        ({"config": LLAMA | {"model_type": "vit"}}, "'vit' is not a causal language model"),
         ({"config": LLAMA | {"hiden_size": 3}}, r"no key 'hiden_size'.*did you mean hidden_size"),
         ({"config": LLAMA | {"dtype": "bfloat16"}}, "must not hold 'dtype'.*trainer.precision"),
         ({"config": LLAMA | {"hidden_size": "many"}}, "does not describe a llama model.*hidden_size"),

@@ -61,10 +61,10 @@ def test_a_reference_of_moments(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "no such file"),
-        (b"nothing", "is no .npz with 'mu' and 'sigma'"),
-        ({"mu": np.zeros(3)}, "is no .npz with 'mu' and 'sigma'"),
+        (b"nothing", "is not an .npz with 'mu' and 'sigma'"),
+        ({"mu": np.zeros(3)}, "is not an .npz with 'mu' and 'sigma'"),
         ({"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, r"expected mu \(D,\) and sigma \(D, D\)"),
-        ({"mu": np.array([{}], dtype=object), "sigma": np.zeros((1, 1))}, "is no .npz with"),
+        ({"mu": np.array([{}], dtype=object), "sigma": np.zeros((1, 1))}, "is not an .npz with"),
     ],
 )
 def test_bad_references(content: object, message: str, tmp_path: Path) -> None:

@@ -175,5 +175,5 @@ def test_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"no .npz of images: .*arr_0.npy"):
         fid("named.npz", "", "ref.npz")
     Path("cut.npz").write_bytes(Path(samples).read_bytes()[:900])
-    with pytest.raises(ValueError, match=r"'cut.npz' is no .npz of images"):
+    with pytest.raises(ValueError, match=r"'cut.npz' is not an .npz of images"):
         fid("cut.npz", "", "ref.npz")

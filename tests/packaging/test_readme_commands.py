@@ -1,4 +1,4 @@
-"""The shell commands of the README, run to their end as a reader types them, on smaller models."""
+"""The shell commands of the README, run to their end as a hook types them, on smaller models."""
 
 import json
 import re

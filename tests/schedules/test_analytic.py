@@ -59,7 +59,7 @@ def test_no_other_rate_is_better_than_the_greedy_one(curvature: float) -> None:
 def test_the_shape_inv_greedy_is_the_greedy_decay() -> None:
     """A decay of d updates to r = 1 / (2 + d eta gamma) follows the greedy rates, one update on."""
     rate, length = 0.5, 100
-    plan = wsd([1000], decay=0.1, shape="inv_greedy", min_ratio=1 / (2 + length * rate), touches="start")
+    plan = wsd([1000], decay=0.1, shape="inv_greedy", min_ratio=1 / (2 + length * rate), inclusive="start")
     assert peaked(plan, rate)[900:] == pytest.approx(greedy_rates(rate, length), rel=1e-12)
 
 
@@ -111,10 +111,10 @@ def test_spectrum_against_one_coordinate_at_a_time() -> None:
 def by_budget(plan: Schedule, peak: float = 0.8, modes: int = 2000, noise: float = 0.05) -> list[float]:
     """The loss of each budget's model, branches and all."""
     losses = {}
-    for leg in plan.legs:
-        stops = [budget.post for budget in leg.schedule.budgets]
-        found = spectrum_losses(peaked(leg.schedule, peak), stops, modes=modes, noise=noise)
-        losses |= dict(zip((budget.updates for budget in leg.schedule.budgets), found, strict=True))
+    for sub_run in plan.sub_runs:
+        stops = [budget.post for budget in sub_run.schedule.budgets]
+        found = spectrum_losses(peaked(sub_run.schedule, peak), stops, modes=modes, noise=noise)
+        losses |= dict(zip((budget.updates for budget in sub_run.schedule.budgets), found, strict=True))
     return [losses[budget.updates] for budget in plan.budgets]
 
 

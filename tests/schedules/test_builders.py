@@ -35,9 +35,9 @@ def test_breakpoints_are_the_builders(shape: str) -> None:
     shapes = ["constant", shape] * 3
     assert from_breakpoints(points(matched), shapes, W).segments == matched.segments
     cyclic = cyclic_cosine([12_500, 25_000], W)
-    road = from_breakpoints([W, 12_500, 14_500, 25_000], ["warmup", "cosine", "warmup", "cosine"])
-    assert road.segments == cyclic.segments
-    assert [budget.pre for budget in road.budgets] == [None, None]
+    restated = from_breakpoints([W, 12_500, 14_500, 25_000], ["warmup", "cosine", "warmup", "cosine"])
+    assert restated.segments == cyclic.segments
+    assert [budget.pre for budget in restated.budgets] == [None, None]
 
 
 def test_compute_totals() -> None:
@@ -50,18 +50,18 @@ def test_compute_totals() -> None:
 
 def test_reference_values() -> None:
     """Section 1.3, first convention: linear to .1, compute-matched."""
-    plan = wsds(BUDGETS, W, compute_matched=True, touches="start")
+    plan = wsds(BUDGETS, W, compute_matched=True, inclusive="start")
     expected = {0: 0, 1000: 0.5, 2000: 1, 11_250: 1, 11_875: 0.55, 12_499: 0.10072, 12_500: 1, 23_750: 1}
     expected |= {25_000: 0.55, 26_249: 0.10036, 26_250: 1, 51_250: 0.55, 53_749: 0.10018}
     assert {k: plan.factor(k) for k in expected} == pytest.approx(expected, abs=5e-6)
-    inv = wsds(BUDGETS, W, shape="inv", touches="start")
+    inv = wsds(BUDGETS, W, shape="inv", inclusive="start")
     assert [inv.factor(k) for k in (11_875, 23_750, 47_500)] == pytest.approx([0.181818] * 3, abs=5e-7)
 
 
 def test_river_time_of_equal_compute() -> None:
     """At equal compute WSD-S is ahead of WSD by the mean of the shape times the decays before (1.3)."""
     along = wsds(BUDGETS, W, compute_matched=True).river_time()
-    beside = wsd(BUDGETS, W).legs[-1].schedule.river_time()
+    beside = wsd(BUDGETS, W).sub_runs[-1].schedule.river_time()
     assert along - beside == pytest.approx(0.55 * (1250 + 2500), abs=2)
     exact = wsds(BUDGETS, W).river_time()
     assert beside - exact == pytest.approx(0.45 * (1250 + 2500), abs=2)
@@ -69,13 +69,13 @@ def test_river_time_of_equal_compute() -> None:
 
 def test_conventions() -> None:
     """First: the first decayed update is at the peak. Second: the last is at r, or one short of 0."""
-    first, second = wsds([20], decay=0.5, touches="start"), wsds([20], decay=0.5)
+    first, second = wsds([20], decay=0.5, inclusive="start"), wsds([20], decay=0.5)
     assert first.factors()[10:] == pytest.approx([1 - 0.9 * j / 10 for j in range(10)])
     assert second.factors()[10:] == pytest.approx([1 - 0.9 * j / 10 for j in range(1, 11)])
     to_zero = wsds([20], decay=0.5, min_ratio=0.0)
     assert to_zero.factors()[10:] == pytest.approx([1 - j / 11 for j in range(1, 11)])
     assert constant(4, warmup=4).factors() == [0.25, 0.5, 0.75, 1]
-    assert constant(4, warmup=4, touches="start").factors() == [0, 0.25, 0.5, 0.75]
+    assert constant(4, warmup=4, inclusive="start").factors() == [0, 0.25, 0.5, 0.75]
     assert constant(4, warmup=4, warmup_start=0.2).factors() == pytest.approx([0.4, 0.6, 0.8, 1])
 
 
@@ -91,7 +91,7 @@ def test_edges() -> None:
     assert [budget.post - budget.pre for budget in by_period.budgets] == [1250, 1250, 2500]
     again = wsds([100, 200], warmup=10, rewarmup=5)
     assert again.factors()[100:106] == pytest.approx([0.28, 0.46, 0.64, 0.82, 1, 1])
-    assert wsd([100, 200], decay=[0.1, 0.0]).legs[-1].schedule.factors() == [1.0] * 200
+    assert wsd([100, 200], decay=[0.1, 0.0]).sub_runs[-1].schedule.factors() == [1.0] * 200
     shares = wsds(BUDGETS, W, decay=[0.1, 0.2, 0.3])
     assert [budget.post - budget.pre for budget in shares.budgets] == [1250, 5000, 15_000]
 
@@ -111,7 +111,7 @@ def test_wsm() -> None:
         [80, 85, 90, 95, 100],
         [165, 175, 185, 195, 205],
     ]
-    assert plan.factors() == [1.0] * 205 and plan.beyond == "peak"
+    assert plan.factors() == [1.0] * 205 and plan.after_end == "peak"
 
 
 @pytest.mark.parametrize(

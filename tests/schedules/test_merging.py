@@ -99,7 +99,7 @@ def test_merged_is_decayed_where_gradients_do_not_depend_on_the_weights(shape: S
     gradients = torch.randn(6, 7, generator=generator, dtype=torch.float64)
     begin = torch.randn(7, generator=generator, dtype=torch.float64)
 
-    def road(levels: list[float]) -> list[torch.Tensor]:
+    def averages(levels: list[float]) -> list[torch.Tensor]:
         weight = torch.nn.Parameter(begin.clone())
         optimizer, points = torch.optim.SGD([weight], lr=0.3), [begin.clone()]
         for factor, gradient in zip(levels, gradients, strict=True):
@@ -111,11 +111,11 @@ def test_merged_is_decayed_where_gradients_do_not_depend_on_the_weights(shape: S
 
     weights = weights_of_shape(shape, 7, 0.05)
     paths = [tmp_path / f"{k}.safetensors" for k in range(7)]
-    for path, point in zip(paths, road([1.0] * 6), strict=True):
+    for path, point in zip(paths, averages([1.0] * 6), strict=True):
         save_tensors(path, {"weight": point})
     merge_checkpoints(paths, weights, tmp_path / "merged.safetensors")
     merged, _ = load_tensors(tmp_path / "merged.safetensors")
-    torch.testing.assert_close(merged["weight"], road(decay_of_weights(weights))[-1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(merged["weight"], averages(decay_of_weights(weights))[-1], rtol=0, atol=1e-12)
 
 
 def states(count: int, **changes: Any) -> list[dict[str, torch.Tensor]]:

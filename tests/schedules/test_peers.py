@@ -37,7 +37,7 @@ def test_transformers(shape: str, floor: float) -> None:
         "explicit",
         shape,
         floor,
-        touches="start",
+        inclusive="start",
         warmup_start=floor,
     )
     assert plan.factors(TOTAL + 20) == pytest.approx(theirs, abs=1e-12)
@@ -120,7 +120,7 @@ def levanter(step: int, ends: list[int], share: float, floor: float) -> float:
 def test_levanter() -> None:
     """The documented cycles decay for 1,250, 1,250, 2,500 updates, not the paper's 1,250, 2,500, 5,000."""
     ends = [12_500, 25_000, 50_000]
-    plan = wsds(ends, WARM, 0.1, "period", touches="start")
+    plan = wsds(ends, WARM, 0.1, "period", inclusive="start")
     assert plan.factors() == pytest.approx([levanter(k, ends, 0.1, 0.1) for k in range(50_000)], abs=1e-12)
     assert levanter_cycles(35_000, 10_000) == [10_000, 20_000, 35_000]  # it warns of a shorter cycle
     assert wsds([10_000, 20_000, 30_000, 35_000], decay_of="period").budgets[-1].updates == 35_000
@@ -143,7 +143,7 @@ def lingua(step: int, total: int, cycle: float, share: float, floor: float) -> f
 
 
 def test_lingua() -> None:
-    plan = wsds([250, 500, 750, 1000], WARM, 0.1, shape="inv", touches="start")
+    plan = wsds([250, 500, 750, 1000], WARM, 0.1, shape="inv", inclusive="start")
     assert plan.factors() == pytest.approx([lingua(k, 1000, 0.25, 0.1, 0.1) for k in range(1000)], abs=1e-12)
     # A cycle that does not divide the run leaves its tail without a decay; with us the last budget is
     # the end.
@@ -177,12 +177,12 @@ def test_minicpm_and_megatron() -> None:
     """4.6: a half-life is the shape exp with the level it reaches; 4.9: exponential is a power of two,
     rescaled."""
     half_life = 30
-    plan = wsd([TOTAL], 0, [DECAY], "explicit", "exp", 0.5 ** (DECAY / half_life), touches="start")
+    plan = wsd([TOTAL], 0, [DECAY], "explicit", "exp", 0.5 ** (DECAY / half_life), inclusive="start")
     found = [0.5 ** (j / half_life) for j in range(DECAY)]
     assert plan.factors()[-DECAY:] == pytest.approx(found, rel=1e-12)
     megatron = [2 * 0.5 ** (j / DECAY) - 1 for j in range(DECAY)]  # from 1 to 0; not offered here
     minus_sqrt = [1 - math.sqrt(j / DECAY) for j in range(DECAY)]
-    ours = wsd([TOTAL], 0, [DECAY], "explicit", "1-sqrt", 0.0, touches="start").factors()[-DECAY:]
+    ours = wsd([TOTAL], 0, [DECAY], "explicit", "1-sqrt", 0.0, inclusive="start").factors()[-DECAY:]
     assert ours == pytest.approx(minus_sqrt, abs=1e-12)
     assert max(abs(a - b) for a, b in zip(megatron, ours, strict=True)) > 0.1
 
@@ -215,7 +215,7 @@ def megatron(step: int, style: str, floor: float) -> float:
 @pytest.mark.parametrize("style", ["linear", "cosine", "1-sqrt"])
 @pytest.mark.parametrize("floor", [0.0, 0.1])
 def test_nanotron_and_megatron(theirs, style: str, floor: float) -> None:
-    plan = wsd([TOTAL], WARM, [DECAY], "explicit", style, floor, touches="start")
+    plan = wsd([TOTAL], WARM, [DECAY], "explicit", style, floor, inclusive="start")
     assert plan.factors() == pytest.approx([theirs(k, style, floor) for k in range(TOTAL)], abs=1e-12)
 
 
@@ -225,7 +225,7 @@ def test_mirror_and_square_of_epfml() -> None:
         "1-square": lambda p: 1 - p**2,
         "mirror_cosine": lambda p: 2 * (1 - p) - (1 + math.cos(math.pi * p)) / 2,
     }.items():
-        plan = wsd([TOTAL], 0, [DECAY], "explicit", shape, 0.0, touches="start")
+        plan = wsd([TOTAL], 0, [DECAY], "explicit", shape, 0.0, inclusive="start")
         assert plan.factors()[-DECAY:] == pytest.approx([theirs(j / DECAY) for j in range(DECAY)], abs=1e-12)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, TOTAL, eta_min=0.1)
@@ -235,4 +235,4 @@ def test_mirror_and_square_of_epfml() -> None:
         optimizer.step()
         annealing.step()
     # torch's is a recursion, whose rounding errors add up.
-    assert cosine(TOTAL, touches="start").factors() == pytest.approx(found, abs=1e-9)
+    assert cosine(TOTAL, inclusive="start").factors() == pytest.approx(found, abs=1e-9)

@@ -45,12 +45,12 @@ def test_against_the_double_loop(size: str) -> None:
 
 
 def test_printed_forecasts() -> None:
-    """Any convention at the ends of ramps prints the same digits, and so do branches and roads."""
-    for touches in ("end", "start"):
-        assert LAW.loss(rates(cosine(24_000, WARMUP, touches=touches))).round(3) == 2.990  # type: ignore[arg-type]
-        assert LAW.loss(rates(wsd([24_000], WARMUP, touches=touches))).round(3) == 2.933  # type: ignore[arg-type]
-        road = rates(wsds([6000, 12_000, 24_000], WARMUP, touches=touches))  # type: ignore[arg-type]
-        assert LAW.loss(road, [6000, 12_000, 24_000]).round(3).tolist() == [3.206, 3.045, 2.937]
+    """Any convention at the ends of ramps prints the same digits, and so do branches and the trunk."""
+    for inclusive in ("end", "start"):
+        assert LAW.loss(rates(cosine(24_000, WARMUP, inclusive=inclusive))).round(3) == 2.990  # type: ignore[arg-type]
+        assert LAW.loss(rates(wsd([24_000], WARMUP, inclusive=inclusive))).round(3) == 2.933  # type: ignore[arg-type]
+        factors = rates(wsds([6000, 12_000, 24_000], WARMUP, inclusive=inclusive))  # type: ignore[arg-type]
+        assert LAW.loss(factors, [6000, 12_000, 24_000]).round(3).tolist() == [3.206, 3.045, 2.937]
 
 
 def test_the_increases_of_the_warmup_are_in_the_sum() -> None:
@@ -73,7 +73,7 @@ def test_end_losses_of_the_published_runs() -> None:
 
 
 def test_a_decay_to_zero_is_finite_and_idle_updates_change_nothing() -> None:
-    eta = rates(wsd([24_000], WARMUP, min_ratio=0.0, touches="start"))
+    eta = rates(wsd([24_000], WARMUP, min_ratio=0.0, inclusive="start"))
     ended = LAW.loss([*eta, 0.0]).item()
     assert np.isfinite(ended) and ended < LAW.loss(rates(wsd([24_000], WARMUP))).item()
     assert LAW.loss([*eta, 0.0, 0.0, 0.0]).item() == ended

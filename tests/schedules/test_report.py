@@ -8,7 +8,7 @@ from PIL import Image
 from zoo.schedules import Schedule, convex_bound, cosine, cyclic_cosine, wsd, wsds, wsm
 from zoo.schedules.plot import ascii_plot, save_plot
 from zoo.schedules.power_law import MULTI_POWER_LAW
-from zoo.schedules.report import alternatives, report, road_to, score
+from zoo.schedules.report import alternatives, branch_to, report, score
 
 BUDGETS = [1250, 2500, 5000]
 
@@ -29,10 +29,10 @@ def test_alternatives_are_the_builders() -> None:
 def test_roads_lead_to_the_models(make) -> None:
     plan = make(BUDGETS, 100)
     for budget, total in zip(plan.budgets, BUDGETS, strict=True):
-        road = road_to(plan, budget)
-        assert budget.post == total and road.factor(total - 1) == pytest.approx(0.1)
+        branch = branch_to(plan, budget)
+        assert budget.post == total and branch.factor(total - 1) == pytest.approx(0.1)
     with pytest.raises(ValueError, match="no budget of 7 updates"):
-        road_to(plan, cosine(7).budgets[0])
+        branch_to(plan, cosine(7).budgets[0])
 
 
 def test_scores() -> None:
@@ -84,7 +84,7 @@ def test_pictures(plan: Schedule, tmp_path: Path) -> None:
     assert len(lines) == 7 and all(len(line) <= 5 + 60 for line in lines[:-1])
     assert lines[0].startswith("1.0 |") and lines[5].startswith("0.0 |####")
     assert lines[6].count("^") == len(plan.budgets)
-    assert ("." in "".join(line[5:] for line in lines[:6])) == (len(plan.legs) > 1)
+    assert ("." in "".join(line[5:] for line in lines[:6])) == (len(plan.sub_runs) > 1)
     save_plot(tmp_path / "plan.png", plan, "a plan")
     with Image.open(tmp_path / "plan.png") as picture:
         assert picture.size[0] > 800 and len(set(picture.convert("RGB").getdata())) > 20

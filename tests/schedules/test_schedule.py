@@ -47,10 +47,10 @@ def test_json_of_something_else() -> None:
         "",
         "{}",
         "[]",
-        '{"format": 2}',
-        json.dumps({"format": 1, "segments": [], "budgets": [], "beyond": 1}),
+        '{"format": 3}',
+        json.dumps({"format": 2, "segments": [], "budgets": [], "after_end": 1}),
     ):
-        with pytest.raises(ValueError, match="this is no schedule of the zoo"):
+        with pytest.raises(ValueError, match="this is not a schedule of the zoo"):
             Schedule.from_json(text)
 
 
@@ -70,7 +70,7 @@ def test_phases() -> None:
 
 
 def test_beyond() -> None:
-    held, peak = wsds([100]), wsds([100], beyond="peak")
+    held, peak = wsds([100]), wsds([100], after_end="peak")
     assert (held.factor(100), held.factor(10**6), held.phase(100)) == (0.1, 0.1, "decay")
     assert (peak.factor(100), peak.factor(10**6), peak.phase(100)) == (1.0, 1.0, "stable")
     assert wsds([100], min_ratio=0.0).factor(100) == 0.0
@@ -100,14 +100,14 @@ def test_closed_form_of_the_river_time(gaps: list[int], share: float, warmup: in
 
 def test_legs_of_a_tree() -> None:
     plan = wsd([50, 100, 200], warmup=10)
-    assert [leg.start for leg in plan.legs] == [0, 45, 90]
-    for leg, total in zip(plan.legs, [50, 100, 200], strict=True):
+    assert [sub_run.start for sub_run in plan.sub_runs] == [0, 45, 90]
+    for sub_run, total in zip(plan.sub_runs, [50, 100, 200], strict=True):
         alone = wsd([total], warmup=10)
-        assert leg.schedule.factors() == alone.factors()
-        assert leg.schedule.budgets == alone.budgets
+        assert sub_run.schedule.factors() == alone.factors()
+        assert sub_run.schedule.budgets == alone.budgets
     assert plan.total_updates == 200 + 5 + 10
-    [leg] = PLANS["wsds"].legs
-    assert (leg.start, leg.schedule) == (0, PLANS["wsds"])
+    [sub_run] = PLANS["wsds"].sub_runs
+    assert (sub_run.start, sub_run.schedule) == (0, PLANS["wsds"])
 
 
 def test_cut() -> None:
@@ -169,8 +169,8 @@ def test_with_decay_refuses(arguments: tuple, says: str) -> None:
         (lambda: Schedule((Segment("stable", 0, 5), Segment("stable", 6, 9))), "starts at update 6"),
         (lambda: Segment("stable", 5, 5), "at least one update"),
         (lambda: Segment("rest", 0, 5), "phase must be one of warmup, stable, decay"),
-        (lambda: Segment("decay", 0, 5, touches="both"), "touches must be one of"),
-        (lambda: Schedule((Segment("stable", 0, 5),), beyond="zero"), "beyond must be one of"),
+        (lambda: Segment("decay", 0, 5, inclusive="both"), "inclusive must be one of"),
+        (lambda: Schedule((Segment("stable", 0, 5),), after_end="zero"), "after_end must be one of"),
         (lambda: Schedule((Segment("stable", 0, 5),), (Budget(9, 1, 9),)), "do not lie in the 5 updates"),
         (
             lambda: Schedule((Segment("stable", 0, 5),), (Budget(4, 1, 4), Budget(3, 1, 3))),

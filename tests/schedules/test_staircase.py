@@ -70,7 +70,7 @@ def test_what_is_printed_is_the_exact_number(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_ten_million_updates_are_cheap() -> None:
-    """Beyond its imports: no list of all updates, whose factors alone would take 80 MB."""
+    """AfterEnd its imports: no list of all updates, whose factors alone would take 80 MB."""
     code = """
 import re, time
 from zoo.schedules import cosine, wsds

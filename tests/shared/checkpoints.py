@@ -30,7 +30,7 @@ UNETS: dict[str, Callable[..., nn.Module]] = {
 
 
 def dit(width: int = 16, **changes: Any) -> DiT:
-    """A small DiT with one clock."""
+    """A small DiT with one time input."""
     sizes = {"input_size": 8, "in_channels": 2, "patch_size": 4, "depth": 2, "heads": 2, "num_classes": 3}
     return DiT(**{"width": width, "two_times": False, **sizes, **changes})
 

@@ -40,7 +40,7 @@ def refuse_excess(text: str) -> None:
     """Goes through the events of a YAML text.
 
     Raises:
-        yaml.MarkedYAMLError: the text is no YAML, or asks for too much; with the line.
+        yaml.MarkedYAMLError: the text is not YAML, or asks for too much; with the line.
 
     >>> refuse_excess("a: &a [*a]")
     Traceback (most recent call last):
@@ -129,10 +129,10 @@ def read_config(path: Path) -> str:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise CommandError(f"{path} is no config: a config has {MAX_BYTES:,} bytes at most")
+            raise CommandError(f"{path} is not a config: a config has {MAX_BYTES:,} bytes at most")
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CommandError(f"{path} is no config: byte {error.start} is not of UTF-8 text") from error
+        raise CommandError(f"{path} is not a config: byte {error.start} is not of UTF-8 text") from error
     except OSError as error:
         raise CommandError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -141,7 +141,7 @@ def load_config(path: Path) -> Any:
     """What a config file holds, as dicts, lists and plain values.
 
     Raises:
-        CommandError: it is no config.
+        CommandError: it is not a config.
     """
     text = read_config(path)
     try:

@@ -10,7 +10,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator, XLAA
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo._cli.bounds import few_modules
-from zoo._cli.errors import CommandError, complain, say
+from zoo._cli.errors import CommandError, print_error, print_out
 from zoo._cli.noise import MACHINE, quiet
 from zoo._cli.policy import import_policy
 from zoo._cli.trainer_cli import ZooCLI, build
@@ -33,7 +33,7 @@ def run(verb: str, args: list[str], words: Sequence[str], trusted: Sequence[str]
         0 if all are sound, else 2.
     """
     if not args or args[0] in ("-h", "--help"):
-        say(USAGE)
+        print_out(USAGE)
         return 0 if args else 2
     code = 0
     with import_policy(trusted), quiet(MACHINE):
@@ -41,10 +41,10 @@ def run(verb: str, args: list[str], words: Sequence[str], trusted: Sequence[str]
             try:
                 cli = build(partial(CheckCLI, ["fit", *line]), words)
             except CommandError as error:
-                complain(f"{name}: {str(error).removeprefix(f'{name}: ')}")
+                print_error(f"{name}: {str(error).removeprefix(f'{name}: ')}")
                 code = 2
             else:
-                say(f"{name}: ok, {cli.found}")
+                print_out(f"{name}: ok, {cli.found}")
     return code
 
 

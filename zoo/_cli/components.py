@@ -90,7 +90,7 @@ def components() -> tuple[Component, ...]:
         for node in _tree(module).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
                 part = _component(node.name, f"{module}.{node.name}", module)
-                found[(module, node.name)] = replace(part, kind="parts")  # a base class is no model
+                found[(module, node.name)] = replace(part, kind="parts")  # a base class is not a model
         for name, source in table(_source(module)[1]).items():  # loaded when it is first used
             if source.startswith("zoo."):
                 found.setdefault((source, name), _component(name, f"{module}.{name}", source))

@@ -4,7 +4,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from zoo._cli.errors import CommandError, close
+from zoo._cli.errors import CommandError, suggest
 
 PACKAGE = "zoo.configs"
 
@@ -38,7 +38,7 @@ def find(value: str) -> Path:
     if value.removesuffix(".yaml") in names():
         return bundled
     raise CommandError(
-        f"--config {value}: neither a file here nor a bundled config{close(value, names())} "
+        f"--config {value}: neither a file here nor a bundled config{suggest(value, names())} "
         "(`zoo list configs` names them all)"
     )
 

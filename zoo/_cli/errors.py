@@ -46,13 +46,13 @@ def debugging() -> bool:
     return os.environ.get("ZOO_DEBUG", "") not in ("", "0")
 
 
-def say(text: str = "") -> None:
+def print_out(text: str = "") -> None:
     """Writes a line for the user to stdout."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Writes a line for the user to stderr."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
@@ -67,10 +67,10 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """An error's text; with its class, where the text alone says little.
 
-    >>> told(ValueError("size must be at least 1")), told(KeyError("x")), told(ValueError())
+    >>> error_text(ValueError("size must be at least 1")), error_text(KeyError("x")), error_text(ValueError())
     ('size must be at least 1', "KeyError: 'x'", 'ValueError')
     """
     name, text = type(error).__name__, str(error)
@@ -80,10 +80,10 @@ def told(error: BaseException) -> str:
     return text if plain else f"{name}: {text}"
 
 
-def close(name: str, choices: Iterable[str]) -> str:
+def suggest(name: str, choices: Iterable[str]) -> str:
     """A tail for a message: the choices that look like ``name``, best first, or nothing.
 
-    >>> close("quickstrat", ["quickstart", "flow/digits"])
+    >>> suggest("quickstrat", ["quickstart", "flow/digits"])
     '; did you mean quickstart?'
     """
     by_key: dict[str, str] = {}

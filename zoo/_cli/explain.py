@@ -16,7 +16,7 @@ from jsonargparse._common import ImportDenied, denying_import_path_entry
 from jsonargparse._util import import_object
 
 from zoo._cli.components import components
-from zoo._cli.errors import close, shorten, told
+from zoo._cli.errors import error_text, shorten, suggest
 from zoo._cli.refusal import Line, refusal
 from zoo._cli.trace import Failure, class_path, given, name, place, plain
 
@@ -38,7 +38,7 @@ def explain(failure: Failure, line: Line) -> str:
             return f"{failure.place}{number}: {problem}"
     of = f" (an argument of {name(step.owner)})" if step.owner and ") ." not in failure.place else ""
     literals = [str(word) for word in _literals(step.typehint)]
-    tail = close(value, literals) if isinstance(value, str) else ""
+    tail = suggest(value, literals) if isinstance(value, str) else ""
     return f"{failure.place}: expected {wanted(step.typehint)}, got {shorten(str(value))}{of}{tail}"
 
 
@@ -48,7 +48,7 @@ def _arguments(failure: Failure) -> str:
     if match := re.search(r"^(?:Option '|unrecognized arguments: --)(.+?)(?:[='\s]|$)", failure.said):
         inside = f"{where}.{match[1]}" if where.endswith(")") else f"{where}.init_args.{match[1]}"
         choices = list(inspect.signature(failure.owner).parameters)
-        return f"{inside}: {owner} takes no argument {match[1]!r}{close(match[1], choices)}"
+        return f"{inside}: {owner} takes no argument {match[1]!r}{suggest(match[1], choices)}"
     if match := re.search(r"^the following arguments are required: (.+)", failure.said):
         where = where if where.endswith(")") else f"{where} ({owner})"
         return f"{where}: missing {match[1].replace(', ', ' and ')} (`zoo show {owner}`)"
@@ -145,7 +145,7 @@ def class_problem(item: Any, typehint: Any, line: Line) -> str | None:
         )
         return None if words or fits else unknown_class(path)
     if not all(part.isidentifier() for part in path.split(".")):
-        return f"{shorten(path)} is no path of a class (zoo.flow.MeanFlow is one)"
+        return f"{shorten(path)} is not a path of a class (zoo.flow.MeanFlow is one)"
     if entry := denying_import_path_entry(path):
         return refusal(path, entry, line)
     try:
@@ -155,13 +155,14 @@ def class_problem(item: Any, typehint: Any, line: Line) -> str | None:
     except (ModuleNotFoundError, AttributeError):
         module, _, last = path.rpartition(".")
         names = dir(sys.modules[module]) if module in sys.modules else []
-        return f"there is no {last} in {module}{close(last, names)}"
+        return f"there is no {last} in {module}{suggest(last, names)}"
     except Exception as error:
-        return f"{path} cannot be imported: {told(error)}"
+        return f"{path} cannot be imported: {error_text(error)}"
     kinds = [kind for kind in classes if kind is not object]
     if len(kinds) < len(classes) or not isinstance(found, type) or issubclass(found, tuple(kinds)):
         return None
-    return f"{path} is no {' or '.join(kind.__name__ for kind in kinds)}"
+    wanted_kinds = " or ".join(kind.__name__ for kind in kinds)
+    return f"{path} is not {'an' if wanted_kinds[0] in 'AEIOU' else 'a'} {wanted_kinds}"
 
 
 def unknown_class(name: str) -> str:
@@ -171,7 +172,7 @@ def unknown_class(name: str) -> str:
     if name in known:
         return f"{name} ({known[name]}) is of another kind than belongs here"
     return (
-        f"no class is named {short!r}{close(name, known)} (short names are those of the zoo, Lightning and "
+        f"no class is named {short!r}{suggest(name, known)} (short names are those of the zoo, Lightning and "
         "torch; any other class goes by its full path, my_module.MyClass)"
     )
 

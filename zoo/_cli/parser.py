@@ -12,7 +12,7 @@ from jsonargparse._loaders_dumpers import load_value
 
 from zoo._cli import configs
 from zoo._cli.bounds import tell
-from zoo._cli.errors import CommandError, chain, close
+from zoo._cli.errors import CommandError, chain, suggest
 from zoo._cli.explain import explain
 from zoo._cli.refusal import Line
 from zoo._cli.trace import Trace
@@ -99,7 +99,7 @@ class OneLineParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises the error's one line; within a union, a branch's error goes to the union as ever."""
         if not self.exit_on_error:
-            self.trace.say(self.made, message)
+            self.trace.keep_message(self.made, message)
             super().error(message, ex)
         raise CommandError(self._tell(message, ex)) from ex
 
@@ -110,10 +110,10 @@ class OneLineParser(ArgumentParser):
             word = match[1].split("=")[0]
             if word in configs.names() or word.endswith((".yaml", ".yml")):
                 return f"{word} is a config: {self.retry.replace(f' {word}', f' --config {word}', 1)}"
-            return f"{word}: there is no such argument{close(word, self.options())}"
+            return f"unknown argument {word}{suggest(word, self.options())}"
         if match := re.match(r"(?:Subcommand|Group) '(\w+)' does not accept option '(\S+)'", message):
             keys = [option.removeprefix("--") for option in self.options()]
-            return f"{match[2]}: there is no such setting in `zoo {match[1]}`{close(match[2], keys)}"
+            return f"unknown setting {match[2]} of `zoo {match[1]}`{suggest(match[2], keys)}"
         if match := re.match(r"the following arguments are required: (.+)", message):
             names = [re.sub(r"^(fit|validate|test|predict)\.", "", name) for name in match[1].split(", ")]
             return (

@@ -12,14 +12,14 @@ from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 
 from zoo._cli.check import CheckCLI
-from zoo._cli.errors import CommandError, say
+from zoo._cli.errors import CommandError, print_out
 from zoo._cli.noise import MACHINE, quiet
 from zoo._cli.policy import import_policy
 from zoo._cli.stepped import stepped
 from zoo._cli.trainer_cli import build
 from zoo.callbacks import LRSchedule
-from zoo.callbacks._lr_schedule import two_owners
-from zoo.events import shown
+from zoo.callbacks._lr_schedule import scheduler_conflict
+from zoo.events import display_path
 from zoo.schedules import RunSchedule, Schedule
 from zoo.schedules.plot import ascii_plot, save_plot
 from zoo.schedules.power_law import MULTI_POWER_LAW, PowerLaw
@@ -79,24 +79,24 @@ def run(verb: str, args: list[str], words: Sequence[str], trusted: Sequence[str]
         owner = next((callback for callback in callbacks if isinstance(callback, LRSchedule)), None)
         peaks, schedulers = _optimizers(cli)
         if owner is not None and schedulers:
-            raise CommandError(two_owners(type(owner), cli.model, schedulers))
+            raise CommandError(scheduler_conflict(type(owner), cli.model, schedulers))
         if schedulers:
             for line in stepped(cli.model, schedulers, cli.trainer):
-                say(f"{name}: {line}" if "\n" not in line else line)
+                print_out(f"{name}: {line}" if "\n" not in line else line)
             return 0
         if owner is None:
             rates = " and ".join(f"{peak:g}" for peak in dict.fromkeys(peaks))
-            say(f"{name}: no schedule, the learning rate is {rates} throughout")
+            print_out(f"{name}: no schedule, the learning rate is {rates} throughout")
             return 0
         schedule = _of_run(owner.given, cli.trainer, name)
         tokens = options.tokens if options.tokens is not None else _tokens(cli)
-        say(f"{name}: {report(schedule, peaks, tokens, law)}")
-        say("")
-        say(ascii_plot(schedule))
+        print_out(f"{name}: {report(schedule, peaks, tokens, law)}")
+        print_out("")
+        print_out(ascii_plot(schedule))
         _say_where_it_ends(schedule, cli.trainer)
         if options.png:
             save_plot(options.png, schedule, name)
-            say(f"drawn in {shown(Path(options.png))}")
+            print_out(f"drawn in {display_path(Path(options.png))}")
     return 0
 
 
@@ -126,7 +126,7 @@ def _say_where_it_ends(schedule: Schedule, trainer: Trainer) -> None:
         return
     line = f"max_steps is {stop:,}, and the schedule has {schedule.end:,} updates"
     cut = [f"{budget.updates:,}" for budget in schedule.budgets if budget.post > stop]
-    say(f"{line}: no model for budget {', '.join(cut)}" if cut else line)
+    print_out(f"{line}: no model for budget {', '.join(cut)}" if cut else line)
 
 
 def _law(text: str | None) -> PowerLaw | None:

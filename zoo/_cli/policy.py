@@ -16,7 +16,7 @@ def split_trust(args: Sequence[str]) -> tuple[list[str], list[str]]:
         The other arguments, and the packages.
 
     Raises:
-        CommandError: a package name is missing or is no import path.
+        CommandError: a package name is missing or is not an import path.
 
     >>> split_trust(["fit", "--trust", "mine,yours", "--config", "x"])
     (['fit', '--config', 'x'], ['mine', 'yours'])

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo._cli.runs import CONFIG_FILE, METRICS_FILE
-from zoo.events import EVENTS_FILE, run_folder, shown
+from zoo.events import EVENTS_FILE, display_path, run_folder
 from zoo.schedules.ledger import LEDGER_FILE
 
 _HOOKS = {"test": "test_step", "validate": "validation_step"}
@@ -19,11 +19,13 @@ _HOOKS = {"test": "test_step", "validate": "validation_step"}
 def command(*words: str) -> str:
     """A command to be typed in the user's shell, which may not know the environment that runs now."""
     if Path(sys.argv[0]).parts[-2:] == ("zoo", "__main__.py"):
-        return f"{shown(sys.executable)} -m zoo {shlex.join(words)}"
+        return f"{display_path(sys.executable)} -m zoo {shlex.join(words)}"
     script = Path(sys.executable).with_name("zoo")
     known = shutil.which("zoo")
     bare = known is not None and Path(known).resolve() == script.resolve()
-    return f"{'zoo' if bare or not script.is_file() else shlex.quote(shown(script))} {shlex.join(words)}"
+    return (
+        f"{'zoo' if bare or not script.is_file() else shlex.quote(display_path(script))} {shlex.join(words)}"
+    )
 
 
 def summary(verb: str, trainer: Trainer, model: LightningModule, trust: list[str]) -> list[str]:
@@ -45,13 +47,13 @@ def summary(verb: str, trainer: Trainer, model: LightningModule, trust: list[str
     checkpoint = _checkpoint(trainer) if verb == "fit" else None
     if checkpoint is not None:
         found.append(("checkpoint", checkpoint))
-    lines = [f"{verb}: done, in {shown(run)}"]
-    lines += [f"  {name:<11}{shown(path)}" for name, path in found if path.is_file()]
+    lines = [f"{verb}: done, in {display_path(run)}"]
+    lines += [f"  {name:<11}{display_path(path)}" for name, path in found if path.is_file()]
     if verb == "fit" and checkpoint is None:
         lines.append("  checkpoint none was saved: the period of its ModelCheckpoint was not reached")
     step = next((verb for verb, hook in _HOOKS.items() if is_overridden(hook, model)), None)
     if checkpoint is not None and step is not None and (run / CONFIG_FILE).is_file():
-        files = ("--config", shown(run / CONFIG_FILE), "--ckpt_path", shown(checkpoint))
+        files = ("--config", display_path(run / CONFIG_FILE), "--ckpt_path", display_path(checkpoint))
         lines.append(f"evaluate it: {command(step, *files, *trust)}")
     return lines
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo._cli.errors import CommandError, close, complain
+from zoo._cli.errors import CommandError, print_error, suggest
 from zoo.events import EVENTS_FILE
 from zoo.io import RUN_LOCK, atomic_write, check_archive, checkpoint_files, peek_checkpoint, remove_temporary
 
@@ -121,13 +121,13 @@ def open_run(folder: str, newest: bool = True) -> Resume:
         newest: Look for the checkpoint to go on from; else the user has named one.
 
     Raises:
-        CommandError: it is no run's folder, a live run uses it, or it has no complete checkpoint.
+        CommandError: it is not a run's folder, a live run uses it, or it has no complete checkpoint.
     """
     run = Path(folder)
     if not (run / CONFIG_FILE).is_file():
         known = [str(path.parent) for path in Path("runs").glob(f"**/{CONFIG_FILE}")]
         raise CommandError(
-            f"--resume {folder}: no {CONFIG_FILE} there, so it is no run{close(folder, known)}"
+            f"--resume {folder}: no {CONFIG_FILE} there, so it is not a run{suggest(folder, known)}"
         )
     lock = Lock(run) if starts_others() else None
     if lock is not None:
@@ -178,7 +178,7 @@ def saves(run: Path) -> list[Save]:
                 session, order = state.get("session", 0), state.get("order", 0)
                 found.append(Save(session, int(checkpoint["global_step"]), order, path))
         except (ValueError, KeyError, TypeError) as error:
-            complain(f"passed over {path}: {error}")
+            print_error(f"passed over {path}: {error}")
     return sorted(found, reverse=True)
 
 
@@ -188,7 +188,7 @@ def newest_checkpoint(found: Sequence[Save]) -> Path | None:
         try:
             check_archive(save.path)
         except ValueError as error:
-            complain(f"passed over {save.path}: {error}")
+            print_error(f"passed over {save.path}: {error}")
         else:
             return save.path
     return None

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from zoo._cli.errors import CommandError, told
+from zoo._cli.errors import CommandError, error_text
 from zoo._cli.trace import plain
 
 # Settings that are a class or, for some, a word such as "ddp". A class that is refused must not become a
@@ -118,7 +118,9 @@ def try_optimizers(model: Any, updates: int | None = None) -> None:
             try:
                 made = instantiate_class(owner, node | {"init_args": node.get("init_args") or {}})
             except Exception as error:  # a number out of range can be any of a dozen errors
-                raise CommandError(f"{path} ({class_path.rsplit('.', 1)[-1]}): {told(error)}") from error
+                raise CommandError(
+                    f"{path} ({class_path.rsplit('.', 1)[-1]}): {error_text(error)}"
+                ) from error
             where = f"{path} ({class_path.rsplit('.', 1)[-1]})"
             _check_range(where, owner if is_schedule else made)
             if not is_schedule:
@@ -135,7 +137,7 @@ def _check_range(where: str, optimizer: torch.optim.Optimizer) -> None:
     """Refuses rates that parameters of float32 cannot be multiplied by: an update, some way on, would fail.
 
     Raises:
-        CommandError: an option of the optimizer, its schedule's included, is no finite float32.
+        CommandError: an option of the optimizer, its schedule's included, is not a finite float32.
     """
     largest = torch.finfo(torch.float32).max
     for group in optimizer.param_groups:

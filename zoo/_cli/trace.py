@@ -84,7 +84,7 @@ class Trace:
         finally:
             self.steps.pop()
 
-    def say(self, owner: Any, text: str) -> None:
+    def keep_message(self, owner: Any, text: str) -> None:
         """The parser of a class says what is wrong with its arguments as a whole."""
         self._keep(Failure(tuple(self.steps), owner, text))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger
 
 from zoo import events
-from zoo._cli.errors import complain, say
+from zoo._cli.errors import print_error, print_out
 from zoo._cli.interrupt import Interrupted, checkpoint_path
 from zoo._cli.noise import quiet
 from zoo._cli.parser import OneLineParser
@@ -89,7 +89,9 @@ def launch(cli: ZooCLI) -> int:
     except Interrupted as stop:
         if not trainer.is_global_zero:
             return 0  # Lightning kills a run one of whose processes failed, and this one did not
-        tell_resume(cli, f"{stop}" if dry else f"{stop}; saved {events.shown(checkpoint_path(trainer))}")
+        tell_resume(
+            cli, f"{stop}" if dry else f"{stop}; saved {events.display_path(checkpoint_path(trainer))}"
+        )
         return 128 + stop.signum
     except SystemExit as stop:
         if not isinstance(stop.__context__, KeyboardInterrupt):
@@ -101,7 +103,7 @@ def launch(cli: ZooCLI) -> int:
         cli.interrupt.release()
     if trainer.is_global_zero and not dry:
         for line in summary(str(cli.subcommand), trainer, cli.model, cli.trust):
-            say(line)
+            print_out(line)
     return 0
 
 
@@ -113,11 +115,12 @@ def note(run: Path, event: str, message: str, step: int, epoch: int) -> None:
 
 def tell_resume(cli: ZooCLI, text: str) -> None:
     """Says how a fit ended early and, where it has a folder of its own, how to go on."""
-    complain(text)
+    print_error(text)
     if isinstance(cli.trainer.logger, CSVLogger):
-        run = events.shown(events.run_folder(cli.trainer))
-        complain(f"go on with: {command('fit', '--resume', run, *cli.trust)}")
+        run = events.display_path(events.run_folder(cli.trainer))
+        print_error(f"go on with: {command('fit', '--resume', run, *cli.trust)}")
     elif checkpoint_path(cli.trainer).is_file():
-        complain(
-            f"go on with: {OneLineParser.retry} --ckpt_path {events.shown(checkpoint_path(cli.trainer))}"
+        print_error(
+            f"go on with: {OneLineParser.retry} --ckpt_path "
+            f"{events.display_path(checkpoint_path(cli.trainer))}"
         )

@@ -29,7 +29,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from zoo._cli import configs
 from zoo._cli.bounds import few_modules, read_config, refuse_processes
 from zoo._cli.components import public_names
-from zoo._cli.errors import CommandError, close, complain, told
+from zoo._cli.errors import CommandError, error_text, print_error, suggest
 from zoo._cli.interrupt import Interrupt
 from zoo._cli.logger import RunLogger
 from zoo._cli.offline import connections, fetch, refused
@@ -82,7 +82,7 @@ def one_line(where: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise CommandError(f"{where}{refused(error) or told(error)}") from error
+        raise CommandError(f"{where}{refused(error) or error_text(error)}") from error
 
 
 def refusing_function(error: BaseException) -> tuple[BaseException, str | None]:
@@ -116,7 +116,7 @@ class ConfigFile(ActionConfigFile):
             raise CommandError(f"{file}: {error}") from error
 
 
-class Begun(Callback):
+class RunProgress(Callback):
     """How far a run got: what is wrong before its first batch is the user's to put right.
 
     Attributes:
@@ -125,58 +125,58 @@ class Begun(Callback):
     """
 
     def __init__(self) -> None:
-        self.asked = self.passed = False
+        self.started = self.finished_batch = False
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A fit with validation data begins."""
-        self.asked = True
+        self.started = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A fit begins."""
-        self.asked = True
+        self.started = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A validation begins."""
-        self.asked = True
+        self.started = True
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A test begins."""
-        self.asked = True
+        self.started = True
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Predictions begin."""
-        self.asked = True
+        self.started = True
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """An update is done."""
-        self.passed = True
+        self.finished_batch = True
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """A batch is done."""
-        self.passed = True
+        self.finished_batch = True
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """A batch is done."""
-        self.passed = True
+        self.finished_batch = True
 
     def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """A batch is done."""
-        self.passed = True
+        self.finished_batch = True
 
-    def is_users(self, error: BaseException, trusted: Sequence[str]) -> bool:
+    def is_user_error(self, error: BaseException, trusted: Sequence[str]) -> bool:
         """Whether an error is one to put right by another config, and needs no traceback.
 
         From the second batch on none is. Before, every error is, unless code of the user's own packages is on
         the way: then it is one to debug, but for what that code says of the setting up, and for the zoo's own
         word on what it was given.
         """
-        if self.passed:
+        if self.finished_batch:
             return False
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         modules = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame in frames]
         if not {package.partition(".")[0] for package in trusted} & set(modules):
             return True
-        return isinstance(error, SETUP_ERRORS) and (not self.asked or modules[-1] == "zoo")
+        return isinstance(error, SETUP_ERRORS) and (not self.started or modules[-1] == "zoo")
 
 
 class ZooParser(OneLineParser, LightningArgumentParser):
@@ -201,7 +201,7 @@ class ZooCLI(LightningCLI):
         self.resume = resume
         self.untrained = untrained
         self.interrupt = Interrupt(resume.session if resume else 0, in_place=resume is not None)
-        self.begun = Begun()
+        self.progress = RunProgress()
         self.started = False
         super().__init__(
             model_class=LightningModule,
@@ -260,7 +260,7 @@ class ZooCLI(LightningCLI):
             path = str(self.fetched)
         if not Path(path).exists():
             near = [str(file) for file in Path(path).parent.glob("*.ckpt")]
-            raise CommandError(f"ckpt_path: there is no file {path}{close(path, near)}")
+            raise CommandError(f"ckpt_path: there is no file {path}{suggest(path, near)}")
         if Path(path).is_file():  # a folder is a sharded checkpoint, which its strategy reads
             checkpoint = load_checkpoint(path, lazy=True)
             self._check_complete(path, checkpoint)
@@ -268,7 +268,7 @@ class ZooCLI(LightningCLI):
                 self._check_start(path, checkpoint)
             saved = checkpoint.get("hyper_parameters", {})
             for line in differences(saved, self._sub("model")) if starts_others() else []:
-                complain(f"{path}: {line} (the config is used)")
+                print_error(f"{path}: {line} (the config is used)")
 
     def _checkpoint_of_run(self, word: str) -> str:
         """What ``ckpt_path: last`` means to an evaluation: the last of the run whose config is given."""
@@ -292,12 +292,12 @@ class ZooCLI(LightningCLI):
             needed += ["epoch", "global_step", "loops", "optimizer_states", "lr_schedulers"]
         if lacking := [key for key in needed if key not in checkpoint]:
             raise CommandError(
-                f"ckpt_path: {path} is no checkpoint that a Trainer saved to be gone on from: it lacks "
+                f"ckpt_path: {path} is not a checkpoint that a Trainer saved to be gone on from: it lacks "
                 f"{', '.join(lacking)}. Weights alone can start a run of the zoo's models: --model.init_from"
             )
 
     def _check_start(self, path: str, checkpoint: dict[str, Any]) -> None:
-        """Refuses to fit on from what is no state, or has made all updates: Lightning would end at once."""
+        """Refuses to go on from what is not a training state, or has made all updates already."""
         if "merged" in checkpoint:
             raise CommandError(
                 f"ckpt_path: {path} is a mean of checkpoints and no state to go on from: give one that was "
@@ -342,7 +342,7 @@ class ZooCLI(LightningCLI):
             if name is None:
                 raise
             key = find_class(self.config[self.subcommand], name) or name
-            raise CommandError(f"{key} ({name}): {refused(error) or told(cause)}") from error
+            raise CommandError(f"{key} ({name}): {refused(error) or error_text(cause)}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with the run's own logger where the user has none, `ExactResume` and `UpdateBar`."""
@@ -367,7 +367,7 @@ class ZooCLI(LightningCLI):
         if self.subcommand == "fit":
             # Behind the checkpoint callbacks, whose state its own checkpoint holds.
             trainer.callbacks.append(self.interrupt)  # type: ignore[attr-defined]
-        trainer.callbacks.insert(0, self.begun)  # type: ignore[attr-defined]
+        trainer.callbacks.insert(0, self.progress)  # type: ignore[attr-defined]
         return trainer
 
     def _logger(self, logger: Any) -> Any:
@@ -439,13 +439,13 @@ class ZooCLI(LightningCLI):
             return None
         return self.resume.checkpoint or Path(self._sub("ckpt_path"))
 
-    def _next_legs(self) -> None:
+    def _next_sub_runs(self) -> None:
         """Goes on with the branches of a schedule (`WSDS.fit` for users of the command line)."""
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         for owner in [callback for callback in callbacks if isinstance(callback, WSDS)]:
-            while (path := owner.next_leg()) is not None:
+            while (path := owner.next_sub_run()) is not None:
                 self.interrupt.session += (
-                    1  # its updates come after those of the leg before, whatever their numbers
+                    1  # its updates come after those of the sub-run before, whatever their numbers
                 )
                 kwargs = self._prepare_subcommand_kwargs("fit")
                 self.trainer.fit(**(kwargs | {"ckpt_path": path}))
@@ -465,10 +465,10 @@ class ZooCLI(LightningCLI):
         try:
             with connections() if self._logs_elsewhere() else nullcontext():
                 super()._run_subcommand(str(self.subcommand))
-                self._next_legs()
+                self._next_sub_runs()
         except Exception as error:
-            if not self.begun.is_users(error, self.trusted):
+            if not self.progress.is_user_error(error, self.trusted):
                 raise
             if self.resume is None and isinstance(self.trainer.logger, RunLogger):
                 self.trainer.logger.discard()
-            raise CommandError(refused(error) or told(error)) from error
+            raise CommandError(refused(error) or error_text(error)) from error

@@ -7,7 +7,7 @@ from typing import Literal
 
 from zoo._cli import configs
 from zoo._cli.components import Argument, Component, components, package_doc, packages
-from zoo._cli.errors import CommandError, close, say
+from zoo._cli.errors import CommandError, print_out, suggest
 
 _TITLES = {
     "models": "Models (model: ...)",
@@ -37,14 +37,14 @@ def list_names(
         if what not in (None, title) or not rows:
             continue
         if what is None:
-            say(f"{_TITLES[title]}:")
+            print_out(f"{_TITLES[title]}:")
         width = max(len(name) for name, _ in rows)
         for name, summary in rows:
-            say(f"  {name:<{width}}  {summary}".rstrip())
+            print_out(f"  {name:<{width}}  {summary}".rstrip())
         if what is None:
-            say()
+            print_out()
     if what is None:
-        say("zoo show NAME explains one of them.")
+        print_out("zoo show NAME explains one of them.")
 
 
 def show(name: str) -> None:
@@ -55,11 +55,11 @@ def show(name: str) -> None:
             (quickstart).
     """
     if name in configs.names():
-        say((configs.folder() / f"{name}.yaml").read_text(encoding="utf-8").rstrip())
+        print_out((configs.folder() / f"{name}.yaml").read_text(encoding="utf-8").rstrip())
         return
     if name == configs.PACKAGE:
-        say(f"{name}: what `zoo fit --config NAME` takes by name")
-        say()
+        print_out(f"{name}: what `zoo fit --config NAME` takes by name")
+        print_out()
         list_names("configs")
         return
     if name in packages():
@@ -68,19 +68,19 @@ def show(name: str) -> None:
     found = [c for c in components() if name in (c.name, c.path, f"{c.module}.{c.name}")]
     if not found:
         known = [c.name for c in components()] + configs.names()
-        raise CommandError(f"nothing is named {name!r}{close(name, known)} (`zoo list` names them all)")
+        raise CommandError(f"nothing is named {name!r}{suggest(name, known)} (`zoo list` names them all)")
     for component in found:
-        say(describe(component))
+        print_out(describe(component))
 
 
 def list_package(package: str) -> None:
     """Prints what a package is for and what it offers, a line each."""
     parts = [part for part in components() if part.path.rpartition(".")[0] == package]
     width = max(len(part.name) for part in parts)
-    say(f"{package}: {package_doc(package)}")
-    say()
+    print_out(f"{package}: {package_doc(package)}")
+    print_out()
     for part in parts:
-        say(f"  {part.name:<{width}}  {part.summary}".rstrip())
+        print_out(f"  {part.name:<{width}}  {part.summary}".rstrip())
 
 
 def copy(name: str, dest: Path | None = None) -> None:
@@ -91,7 +91,7 @@ def copy(name: str, dest: Path | None = None) -> None:
         dest: A file or an existing folder; the config's own file name here if not given.
     """
     if name not in configs.names():
-        raise CommandError(f"no bundled config is named {name!r}{close(name, configs.names())}")
+        raise CommandError(f"no bundled config is named {name!r}{suggest(name, configs.names())}")
     source = configs.folder() / f"{name}.yaml"
     target = Path(source.name) if dest is None else dest / source.name if dest.is_dir() else dest
     if target.suffix not in (".yaml", ".yml"):
@@ -107,7 +107,7 @@ def copy(name: str, dest: Path | None = None) -> None:
         raise CommandError(
             f"{target} exists and is left as it is: give another name, zoo cp {name} DEST"
         ) from None
-    say(f"{target} written; edit it, then run: zoo fit --config {target}")
+    print_out(f"{target} written; edit it, then run: zoo fit --config {target}")
 
 
 def describe(component: Component) -> str:

@@ -18,31 +18,29 @@ if TYPE_CHECKING:
     from zoo.flow.distances import PseudoHuber as PseudoHuber
     from zoo.flow.distances import RandomFeatureDistance as RandomFeatureDistance
     from zoo.flow.distances import SquaredDistance as SquaredDistance
-    from zoo.flow.grids import EvenGrid as EvenGrid
-    from zoo.flow.grids import KarrasGrid as KarrasGrid
-    from zoo.flow.grids import LogGrid as LogGrid
     from zoo.flow.guidance import Guided as Guided
     from zoo.flow.handover import hand_over as hand_over
     from zoo.flow.improved_mean_flow import GuidanceDraws as GuidanceDraws
     from zoo.flow.improved_mean_flow import improved_mean_flow_error as improved_mean_flow_error
     from zoo.flow.improved_mean_flow_module import ImprovedMeanFlow as ImprovedMeanFlow
-    from zoo.flow.levels import LogNormalLevels as LogNormalLevels
-    from zoo.flow.levels import UniformLevels as UniformLevels
     from zoo.flow.mean_flow import adaptive as adaptive
     from zoo.flow.mean_flow import guided_velocity as guided_velocity
     from zoo.flow.mean_flow import mean_flow_error as mean_flow_error
     from zoo.flow.mean_flow import mean_flow_target as mean_flow_target
     from zoo.flow.mean_flow_module import MeanFlow as MeanFlow
-    from zoo.flow.model import FlowModel as FlowModel
+    from zoo.flow.mean_flow_times import MeanFlowTimes as MeanFlowTimes
     from zoo.flow.networks.dhariwal_unet import DhariwalUNet as DhariwalUNet
     from zoo.flow.networks.dit import DiT as DiT
     from zoo.flow.networks.edm2_unet import EDM2UNet as EDM2UNet
     from zoo.flow.networks.mlp import MLP as MLP
     from zoo.flow.networks.song_unet import SongUNet as SongUNet
+    from zoo.flow.noise_levels import LogNormalLevels as LogNormalLevels
+    from zoo.flow.noise_levels import UniformLevels as UniformLevels
     from zoo.flow.paths import LinearPath as LinearPath
     from zoo.flow.paths import TrigonometricPath as TrigonometricPath
     from zoo.flow.paths import VarianceExplodingPath as VarianceExplodingPath
     from zoo.flow.paths import bridge as bridge
+    from zoo.flow.preconditioned_network import PreconditionedNetwork as PreconditionedNetwork
     from zoo.flow.preconditioning import DataPrediction as DataPrediction
     from zoo.flow.preconditioning import EDMPreconditioning as EDMPreconditioning
     from zoo.flow.preconditioning import VelocityPrediction as VelocityPrediction
@@ -57,7 +55,9 @@ if TYPE_CHECKING:
     from zoo.flow.tangent import FiniteDifference as FiniteDifference
     from zoo.flow.tangent import total_derivative as total_derivative
     from zoo.flow.teacher import Teacher as Teacher
-    from zoo.flow.times import MeanFlowTimes as MeanFlowTimes
+    from zoo.flow.time_grids import EvenGrid as EvenGrid
+    from zoo.flow.time_grids import KarrasGrid as KarrasGrid
+    from zoo.flow.time_grids import LogGrid as LogGrid
     from zoo.flow.uncertainty import LogVariance as LogVariance
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Laws whose flows are known in closed form: truths that a trained model or a solver can be held against.
+"""Distributions whose flows are known in closed form, to compare trained models and solvers with.
 
 The probability-flow ODE dz/dt = v(z, t) of a path z_t = alpha x + sigma e has v(z, t) = E[alpha' x + sigma' e
 | z_t]. Its flow map Psi carries z_t to z_r, and u = (z_t - Psi(z_t)) / (t - r) is the mean velocity that mean
@@ -8,8 +8,8 @@ flow learns.
 * `GaussianMixture`: velocity and score in any dimension. In one dimension the flow keeps the order of points,
   so Psi = F_r^{-1} o F_t with the distribution functions F of the marginals.
 
-All methods take states (B, d), of the dtype of the law's own tensors, and times () or (B,); flow maps of
-mixtures want float64. Everything is differentiable, also in forward mode.
+All methods take states (B, d), of the dtype of the distribution's own tensors, and times () or (B,); flow
+maps of mixtures want float64. Everything is differentiable, also in forward mode.
 """
 
 import math
@@ -38,10 +38,10 @@ class Gaussian:
         covariance: (d, d), symmetric and positive semi-definite.
         path: Linear unless given.
 
-    >>> law = Gaussian(torch.tensor([1.0]), torch.tensor([[0.25]]))
-    >>> law.flow_map(torch.tensor([[2.0]]), t=1.0, r=0.0).item()  # 1 + 0.5 * 2
+    >>> distribution = Gaussian(torch.tensor([1.0]), torch.tensor([[0.25]]))
+    >>> distribution.flow_map(torch.tensor([[2.0]]), t=1.0, r=0.0).item()  # 1 + 0.5 * 2
     2.0
-    >>> law.mean_velocity(torch.tensor([[2.0]]), t=1.0, r=0.0).item()
+    >>> distribution.mean_velocity(torch.tensor([[2.0]]), t=1.0, r=0.0).item()
     0.0
     """
 
@@ -94,8 +94,8 @@ class Gaussian:
         The regression target holds the velocity of one pair (x, e), whose variance given z_t cannot be
         learned: with q the eigenvalues of C, it leaves (alpha' sigma - alpha sigma')^2 S q_r / q_t^2.
 
-        >>> law = Gaussian(torch.zeros(1), torch.tensor([[0.25]]))
-        >>> law.mean_flow_floor(1.0, 0.0).item()
+        >>> distribution = Gaussian(torch.zeros(1), torch.tensor([[0.25]]))
+        >>> distribution.mean_flow_floor(1.0, 0.0).item()
         0.0625
         """
         t, r = (torch.as_tensor(time, dtype=self.mean.dtype)[..., None] for time in (t, r))
@@ -143,7 +143,7 @@ class GaussianMixture:
         return cls(torch.ones(8, dtype=dtype), means, torch.full((8,), std, dtype=dtype))
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Points (count, d) of the data law."""
+        """Points (count, d) of the data distribution."""
         component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=self.means.dtype)
         return self.means[component] + self.stds[component, None] * noise
@@ -191,13 +191,13 @@ class GaussianMixture:
         """Psi = F_r^{-1}(F_t(z)) for states ``z`` (B, 1) of a one-dimensional mixture, by bisection.
 
         >>> weights, stds = torch.tensor([0.3, 0.7]).double(), torch.tensor([0.2, 0.35]).double()
-        >>> law = GaussianMixture(weights, torch.tensor([[-1.0], [0.8]]).double(), stds)
-        >>> round(law.flow_map(torch.tensor([[-1.2]]).double(), t=1.0, r=0.0).item(), 6)
+        >>> distribution = GaussianMixture(weights, torch.tensor([[-1.0], [0.8]]).double(), stds)
+        >>> round(distribution.flow_map(torch.tensor([[-1.2]]).double(), t=1.0, r=0.0).item(), 6)
         -1.059226
         """
         if self.means.shape[1] != 1:
             raise ValueError(
-                f"the flow map is known in one dimension only, this law has {self.means.shape[1]}"
+                f"the flow map is known in one dimension only, this distribution has {self.means.shape[1]}"
             )
         t, r = _column(t, z), _column(r, z)
         lower, upper = self._tails(z, t)

@@ -25,7 +25,7 @@ from zoo.flow.solvers import Trajectory
 
 
 def pair_count(steps: int, two_times: bool) -> int:
-    """How many pairs a trajectory of ``steps`` steps holds for a student with one clock or two.
+    """How many pairs a trajectory of ``steps`` steps holds for a student with one time input or two.
 
     >>> pair_count(16, two_times=False), pair_count(16, two_times=True)
     (16, 136)
@@ -107,7 +107,7 @@ def consistency_error(
     """d(f(z, t), z_M) of each pair (N,), where f is the student's denoiser.
 
     Args:
-        model: `zoo.flow.FlowModel` of the student.
+        model: `zoo.flow.PreconditionedNetwork` of the student.
         z: States (N, ...).
         t: Times (N,).
         end: Last states of their trajectories: (N, ...), or (B, ...) for N / B pairs of each trajectory, item
@@ -124,7 +124,7 @@ def mean_flow_pair_error(
     """The mean square of u(z_i, t_i, t_i - t_j) - (z_i - z_j) / (t_i - t_j) of each pair (N,).
 
     Args:
-        model: `zoo.flow.FlowModel` of the student, on the trajectory's path.
+        model: `zoo.flow.PreconditionedNetwork` of the student, on the trajectory's path.
         z: States (N, ...).
         t: Their times (N,).
         end: Later states of their trajectories (N, ...).

@@ -28,9 +28,9 @@ from zoo.flow.trajectories import StoredTrajectories, batch_trajectory, origin
 class CMT(FlowModule):
     """Consistency mid-training (arXiv 2509.24526): the student learns the teacher's trajectories.
 
-    A network with one clock becomes a consistency student on the preconditioning's own path, one with two a
-    mean-flow student on the linear path. Start it from the teacher's weights (``init_from``); the second
-    clock is then silent at first, so the student is the teacher.
+    A network with one time input becomes a consistency student on the preconditioning's own path, one with
+    two a mean-flow student on the linear path. Start it from the teacher's weights (``init_from``); the
+    second time input is then zero-initialized, so the student is the teacher.
 
     Every item of a batch starts one trajectory from the prior, which needs no data: of a batch only ``label``
     (where the network has classes) and ``index`` are used, unless ``start`` is "data".
@@ -49,13 +49,13 @@ class CMT(FlowModule):
         teacher: The frozen model with its solver. It may be left out, and is not called, where batches carry
             trajectories.
         preconditioning: What the network's output means; it must be the teacher's for the student to start as
-            the teacher. EDM's if not given, or `VelocityPrediction` for a network with two clocks.
+            the teacher. EDM's if not given, or `VelocityPrediction` for a network with two time inputs.
         pairs_per_trajectory: Pairs drawn from each trajectory; null takes all M, or M (M + 1) / 2.
         distance: d of the consistency loss, a module from two (N, ...) to (N,); the squared distance if not
             given. Mean-flow students always take the squared one.
         start: Where trajectories start: at the "prior", as in the paper, or at "data" with noise, as in its
             official code.
-        label_dropout: Probability that a trajectory is made, and learned, without a class.
+        label_dropout: Probability that a trajectory is made, and learned, unconditionally.
         predict: What `zoo predict` makes: "samples" of the student, or "trajectories" of the teacher, those
             of the first update of a training on the same items.
         sample_steps: Steps of the samples that `predict` makes.
@@ -115,8 +115,9 @@ class CMT(FlowModule):
             raise ValueError(f"start must be 'prior' or 'data', got {start!r}")
         if self.two_times and distance is not None:
             raise ValueError(
-                "distance is for consistency students; a network with two clocks learns mean velocities by "
-                "the squared error: leave distance out, or build the network with two_times=False"
+                "distance is for consistency students; a network with two time inputs learns mean "
+                "velocities by the squared error: leave distance out, or build the network with "
+                "two_times=False"
             )
         if predict not in ("samples", "trajectories"):
             raise ValueError(f"predict must be 'samples' or 'trajectories', got {predict!r}")
@@ -130,7 +131,8 @@ class CMT(FlowModule):
         self.sample_levels = checked_levels(sample_levels)
         if sample_boundary is not None and two_times:
             raise ValueError(
-                "sample_boundary is for consistency students, and the network has two clocks: leave it out"
+                "sample_boundary is for consistency students, and the network has two time inputs: leave it "
+                "out"
             )
         self._sampling = with_boundary(self.preconditioning, sample_boundary)
         if teacher is not None:

@@ -37,7 +37,7 @@ def consistency_target(model: Any, z: Tensor, r: Tensor, label: Tensor | None, n
     """f(z, r) without gradient, under the dropout that the next pass will draw.
 
     Args:
-        model: `zoo.flow.FlowModel` of the target.
+        model: `zoo.flow.PreconditionedNetwork` of the target.
         z: States (B, ...) at the cleaner times.
         r: Times (B,); where they are 0 the state itself is the target.
         label: Classes (B,), or None.
@@ -63,7 +63,7 @@ def continuous_tangent(
     g = -cos^2 t (v - dz/dt) - w cos t sin t (z + dv/dt), where v = sd F is the model's velocity on its path.
 
     Args:
-        model: `zoo.flow.FlowModel` on a trigonometric path.
+        model: `zoo.flow.PreconditionedNetwork` on a trigonometric path.
         z: States (B, ...).
         t: Times (B,).
         output: The model's velocities there (B, ...).
@@ -96,7 +96,7 @@ def sample_consistency(
     .776, the noise differs by 7 parts in a million.
 
     Args:
-        model: `zoo.flow.FlowModel`, with the boundary of its preconditioning.
+        model: `zoo.flow.PreconditionedNetwork`, with the boundary of its preconditioning.
         noise: Gives the standard normal noise (B, ...) of step number 0, 1, ...
         times: Decreasing times (steps,) of the model's path.
         label: Classes (B,), or None.

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from zoo.flow.consistency import consistency_target, continuous_tangent
 from zoo.flow.consistency_objectives import ContinuousConsistency, DiscreteConsistency
 from zoo.flow.flow_module import FlowModule, checked_levels, frozen, with_boundary
-from zoo.flow.model import FlowModel
 from zoo.flow.paths import Path, TrigonometricPath
+from zoo.flow.preconditioned_network import PreconditionedNetwork
 from zoo.flow.preconditioning import DataPrediction, EDMPreconditioning, Preconditioning
 from zoo.flow.teacher import Teacher
 
@@ -23,7 +23,7 @@ class ConsistencyModel(FlowModule):
     objective; ``val/`` and ``test/`` alike, with fixed draws.
 
     Args:
-        network: F(z, t, None, label) with one clock.
+        network: F(z, t, None, label) with one time input.
         preconditioning: What the network's output means; EDM's if not given. It must keep clean data.
         objective: `DiscreteConsistency`, ECT by default, or `ContinuousConsistency`.
         teacher: A frozen model, for distillation; None trains from data alone.
@@ -31,7 +31,7 @@ class ConsistencyModel(FlowModule):
             one always takes the trigonometric path.
         sigma_data: Standard deviation of the data's values, for the trigonometric path and the "edm" weight;
             the preconditioning's if it has one, else 0.5.
-        label_dropout: Probability that an item trains as one without a class.
+        label_dropout: Probability that an item trains unconditionally.
         sample_steps: Steps of the samples that `predict` makes.
         sample_levels: Noise levels of the first steps of samples; with more steps than levels, they are in
             geometric progression from 80 to 0.002.
@@ -65,24 +65,24 @@ class ConsistencyModel(FlowModule):
         seed: int | None = None,
     ) -> None:
         # Arguments keep their values here: what a checkpoint keeps is what was given.
-        reading = EDMPreconditioning() if preconditioning is None else preconditioning
+        chosen = EDMPreconditioning() if preconditioning is None else preconditioning
         goal = DiscreteConsistency() if objective is None else objective
-        if isinstance(reading, DataPrediction):
+        if isinstance(chosen, DataPrediction):
             raise ValueError(
                 "DataPrediction does not keep clean data as they are, which a consistency model must: use "
                 "EDMPreconditioning or VelocityPrediction"
             )
-        scale = float(getattr(reading, "sigma_data", 0.5)) if sigma_data is None else sigma_data
+        scale = float(getattr(chosen, "sigma_data", 0.5)) if sigma_data is None else sigma_data
         states = path
         if isinstance(goal, ContinuousConsistency):
             if path is not None and not isinstance(path, TrigonometricPath):
                 raise ValueError(f"a continuous objective trains on the trigonometric path, got path={path}")
-            if getattr(reading, "boundary", 0) > 0:
-                raise ValueError(f"a continuous objective keeps data at the level 0, got {reading}")
+            if getattr(chosen, "boundary", 0) > 0:
+                raise ValueError(f"a continuous objective keeps data at the level 0, got {chosen}")
             states = TrigonometricPath(scale) if path is None else path
         super().__init__(
             network,
-            reading,
+            chosen,
             states,
             False,
             label_dropout,
@@ -98,7 +98,7 @@ class ConsistencyModel(FlowModule):
         self.objective = goal
         self.sigma_data = scale
         self._trained = 0
-        self._sampling = with_boundary(reading, sample_boundary)
+        self._sampling = with_boundary(chosen, sample_boundary)
         self.sample_levels = checked_levels(sample_levels)
         if teacher is not None:
             self._frozen["teacher"] = teacher
@@ -173,7 +173,7 @@ class ConsistencyModel(FlowModule):
             end = self.teacher.step(self.path, z, t, r, label, objective.second_order)
         of = self.network if self.target_network is None else self.target_network
         target = consistency_target(
-            FlowModel(of, self.preconditioning, self.path), end, r, label, self.network
+            PreconditionedNetwork(of, self.preconditioning, self.path), end, r, label, self.network
         )
         output = model.denoise(z, t, label)
         weights = objective.weigh(s, lower, self.sigma_data)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.flow.consistency_times import GridLevels, RatioLevels
 from zoo.flow.distances import PseudoHuber
-from zoo.flow.levels import LogNormalLevels, UniformLevels
+from zoo.flow.noise_levels import LogNormalLevels, UniformLevels
 from zoo.flow.tangent import FiniteDifference, total_derivative
 from zoo.flow.uncertainty import LogVariance
 
@@ -69,7 +69,7 @@ class DiscreteConsistency:
         """The decay of the targets' average after ``step`` updates.
 
         Raises:
-            ValueError: there is no such average.
+            ValueError: the average does not exist.
         """
         if self.target_decay is None:
             raise ValueError("target_decay is null: the weights themselves give the targets")

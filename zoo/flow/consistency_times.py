@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from zoo import rng
-from zoo.flow.grids import KarrasGrid
-from zoo.flow.levels import LogNormalLevels
+from zoo.flow.noise_levels import LogNormalLevels
 from zoo.flow.paths import VarianceExplodingPath
+from zoo.flow.time_grids import KarrasGrid
 
 
 class RatioLevels:
@@ -85,7 +85,7 @@ class GridLevels:
         double_every: Updates after which the number of steps doubles, as in iCT; null for no doubling.
         grow_over: Updates K over which it grows from ``first`` to ``last``, as in CT: after k of them it is
             ceil(sqrt(k / K ((last + 1)^2 - (first + 1)^2) + (first + 1)^2) - 1). Null for no growth.
-        mean: Mean of the log-normal law of iCT; null draws neighbors uniformly.
+        mean: Mean of the log-normal distribution of iCT; null draws neighbors uniformly.
         std: Its standard deviation.
         start: Largest noise level.
         end: Smallest noise level.

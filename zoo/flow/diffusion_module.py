@@ -17,12 +17,12 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from zoo.flow.flow_module import FlowModule
-from zoo.flow.grids import Grid, default_grid
-from zoo.flow.levels import LogNormalLevels, UniformLevels
 from zoo.flow.mean_flow import squared_error
+from zoo.flow.noise_levels import LogNormalLevels, UniformLevels
 from zoo.flow.paths import Path
 from zoo.flow.preconditioning import EDMPreconditioning, Preconditioning
 from zoo.flow.solvers import Solver, default_solver, integrate
+from zoo.flow.time_grids import Grid, default_grid
 from zoo.flow.uncertainty import LogVariance
 
 
@@ -36,7 +36,8 @@ class Diffusion(FlowModule):
     ``test/`` alike, with fixed draws.
 
     Args:
-        network: F(z, t, None, label) with one clock, for example ``zoo.flow.DiT`` with ``two_times=False``.
+        network: F(z, t, None, label) with one time input, for example ``zoo.flow.DiT`` with
+            ``two_times=False``.
         preconditioning: What the network's output means: EDM's if not given; `VelocityPrediction` for flow
             matching; `DataPrediction`.
         path: Path of the states; the preconditioning's own if not given.
@@ -44,7 +45,7 @@ class Diffusion(FlowModule):
         loss: Where errors are squared: in the network's "output" (EDM's weight; for velocities that is the
             velocity), in the denoised "data", or in the "velocity".
         uncertainty: EDM2's learned variance of each noise level; None for none.
-        label_dropout: Probability that an item trains as one without a class, for guidance.
+        label_dropout: Probability that an item trains unconditionally, for guidance.
         solver: Solver of `sample`; DPM-Solver++ if not given.
         grid: Its times, from noise to data.
         sample_steps: Steps of the samples that `predict` makes.
@@ -114,8 +115,10 @@ class Diffusion(FlowModule):
         target = self.preconditioning.target(self.path, x, noise, t)
         error = squared_error(model.output(z, t, None, label), target, "mean")  # (B,)
         if self.space != "output":
-            reading = self.preconditioning
-            _, out = (reading.denoiser if self.space == "data" else reading.velocity)(self.path, t)
+            preconditioning = self.preconditioning
+            _, out = (preconditioning.denoiser if self.space == "data" else preconditioning.velocity)(
+                self.path, t
+            )
             error = error if out is None else error * out.square()
         loss = error
         if self.uncertainty is not None:

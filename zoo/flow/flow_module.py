@@ -1,4 +1,4 @@
-"""What the LightningModules of this room share: batches, labels, clocks, hand-over, samples."""
+"""What the LightningModules of this room share: batches, labels, times, hand-over, samples."""
 
 import copy
 from abc import abstractmethod
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from zoo import rng
 from zoo.base import WeightReport, ZooModule
-from zoo.events import record, shown
+from zoo.events import display_path, record
 from zoo.flow.consistency import sample_consistency
-from zoo.flow.grids import LogGrid
 from zoo.flow.handover import check_preconditioning, hand_over
-from zoo.flow.model import FlowModel
 from zoo.flow.paths import Path
+from zoo.flow.preconditioned_network import PreconditionedNetwork
 from zoo.flow.preconditioning import EDMPreconditioning, Preconditioning
-from zoo.flow.stored import read_stored
+from zoo.flow.stored_network import read_stored_network
 from zoo.flow.tangent import evaluating
 from zoo.flow.teacher import Teacher
+from zoo.flow.time_grids import LogGrid
 
 
 class FlowModule(ZooModule):
@@ -39,8 +39,8 @@ class FlowModule(ZooModule):
         network: F(z, t, h, label) with the attributes of `zoo.flow.networks`.
         preconditioning: What the network's output means.
         path: Path of the states; the preconditioning's own if not given.
-        two_times: Whether the network must have a second clock; None for either.
-        label_dropout: Probability that an item trains as one without a class.
+        two_times: Whether the network must have a second time input; None for either.
+        label_dropout: Probability that an item trains unconditionally.
         sample_steps: Steps of the samples that `predict` makes.
         compile: Compile the network for the training pass.
         optimizer: Builds the optimizer from the trainable parameters.
@@ -75,9 +75,9 @@ class FlowModule(ZooModule):
                     f"{type(network).__name__} has no {name!r}"
                 )
         if two_times is not None and getattr(network, "two_times", two_times) != two_times:
-            clocks = "two clocks, t and h = t - r" if two_times else "one clock"
+            inputs = "two time inputs, t and h = t - r" if two_times else "one time input"
             raise ValueError(
-                f"{type(self).__name__} trains a network with {clocks}: build {type(network).__name__} with "
+                f"{type(self).__name__} trains a network with {inputs}: build {type(network).__name__} with "
                 f"two_times={two_times}"
             )
         if not 0 <= label_dropout <= 1:
@@ -96,13 +96,13 @@ class FlowModule(ZooModule):
         self._frozen = Frozen()
 
     @property
-    def model(self) -> FlowModel:
+    def model(self) -> PreconditionedNetwork:
         """The network read on this module's path."""
-        return FlowModel(self.network, self.preconditioning, self.path)
+        return PreconditionedNetwork(self.network, self.preconditioning, self.path)
 
     @property
     def teacher(self) -> Teacher | None:
-        """The teacher, which is no part of this module's parameters."""
+        """The teacher, which is not a part of this module's parameters."""
         return self._frozen.get("teacher")
 
     def setup(self, stage: str) -> None:
@@ -131,7 +131,7 @@ class FlowModule(ZooModule):
             ValueError: its weights do not fit, or its output means another thing.
         """
         try:
-            stored = read_stored(path, self.init_weights)
+            stored = read_stored_network(path, self.init_weights)
             check_preconditioning(self.preconditioning, stored.preconditioning, str(path))
             state = stored.state
             hand_over(self.network, state)
@@ -168,7 +168,7 @@ class FlowModule(ZooModule):
         """Samples from the model, with dropout off; each depends on the seed, its index and its label alone.
 
         Args:
-            labels: Classes (B,), where ``num_classes`` asks for a sample without a class. A network without
+            labels: Classes (B,), where ``num_classes`` asks for an unconditional sample. A network without
                 classes takes from them only how many samples to draw.
             steps: Number of steps.
             seed: Seed of the noise.
@@ -207,8 +207,8 @@ class FlowModule(ZooModule):
         preconditioning: Preconditioning | None = None,
     ) -> Tensor:
         """Samples (B, ...) of the denoiser, with new noise between steps."""
-        reading = self.preconditioning if preconditioning is None else preconditioning
-        model = FlowModel(self.network, reading, self.path)
+        preconditioning = self.preconditioning if preconditioning is None else preconditioning
+        model = PreconditionedNetwork(self.network, preconditioning, self.path)
         if steps <= len(levels):
             times = self.path.time_of(torch.tensor(levels[:steps], dtype=torch.float64))
         else:
@@ -218,7 +218,7 @@ class FlowModule(ZooModule):
     def _unpack(
         self, batch: Any, batch_idx: int, data: bool | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """A batch of any form as ``x``, ``label`` (None where the network has no classes) and ``index``.
+        """A batch of any form as ``x``, ``label`` (None where the network has unconditionales) and ``index``.
 
         ``x`` is empty where it is not needed and not there.
         """
@@ -249,7 +249,7 @@ class FlowModule(ZooModule):
         return x, label, torch.arange(len(next(iter(batch.values())))) + (place << 20)
 
     def _drop_labels(self, label: Tensor, index: Tensor, stage: str, step: int) -> tuple[Tensor, Tensor]:
-        """Labels of which a share became "no class" in training, and which those are (on the CPU)."""
+        """Labels of which a share became unconditional in training, and which those are (on the CPU)."""
         share = self.label_dropout if stage == "train" else 0.0
         dropped = rng.uniform(self.seed, step, index, (), f"{stage}/label") < share
         null = torch.full_like(label, self.num_classes)  # type: ignore[arg-type]
@@ -276,7 +276,7 @@ class FlowModule(ZooModule):
             record(
                 self.trainer,
                 "teacher_loaded",
-                f"the teacher has the {weights} weights of {shown(file)}",
+                f"the teacher has the {weights} weights of {display_path(file)}",
                 source=str(file),
                 weights=weights,
             )
@@ -322,17 +322,17 @@ class FlowModule(ZooModule):
         self._place_frozen()
 
 
-def with_boundary(reading: Preconditioning, boundary: float | None) -> Preconditioning:
+def with_boundary(preconditioning: Preconditioning, boundary: float | None) -> Preconditioning:
     """The preconditioning of a consistency model's samples: with another boundary, if one is given.
 
     Raises:
-        ValueError: ``reading`` has no boundary to change, or the new one is out of range.
+        ValueError: ``preconditioning`` has no boundary to change, or the new one is out of range.
     """
     if boundary is None:
-        return reading
-    if not isinstance(reading, EDMPreconditioning):
-        raise ValueError(f"sample_boundary needs EDMPreconditioning, got {reading}")
-    return EDMPreconditioning(**{**vars(reading), "boundary": boundary})
+        return preconditioning
+    if not isinstance(preconditioning, EDMPreconditioning):
+        raise ValueError(f"sample_boundary needs EDMPreconditioning, got {preconditioning}")
+    return EDMPreconditioning(**{**vars(preconditioning), "boundary": boundary})
 
 
 def checked_levels(levels: list[float]) -> list[float]:

@@ -23,10 +23,10 @@ class Guided:
 
     Args:
         field: A model with ``num_classes``.
-        omega: Strength; 1 is no guidance.
+        omega: Strength; 1 disables guidance.
         low: Guide only at noise levels of at least this.
         high: Guide only at noise levels of at most this.
-        guide: The other field, for autoguidance; None takes ``field`` without a class.
+        guide: The other field, for autoguidance; None takes ``field``, unconditional.
 
     Raises:
         ValueError: classifier-free guidance of a field without classes, fields on two paths, or bad numbers.
@@ -38,7 +38,7 @@ class Guided:
         check_guidance(omega, low, high)
         if guide is None and field.num_classes is None:
             raise ValueError(
-                f"omega={omega} asks for guidance away from samples without a class, but the network has no "
+                f"omega={omega} asks for guidance away from unconditional samples, but the network has no "
                 "classes: leave omega=1, or give another network as guide"
             )
         if guide is not None and repr(guide.path) != repr(field.path):
@@ -89,8 +89,8 @@ class Guided:
 
 
 def check_guidance(omega: float, low: float, high: float) -> None:
-    """Refuses what is no guidance strength or interval of noise levels."""
+    """Refuses what is not a guidance strength or interval of noise levels."""
     if not math.isfinite(omega):
-        raise ValueError(f"omega must be a finite number (1 is no guidance), got {omega}")
+        raise ValueError(f"omega must be a finite number (1 disables guidance), got {omega}")
     if not 0 <= low <= high:
         raise ValueError(f"low and high must satisfy 0 <= low <= high (noise levels), got {low} and {high}")

@@ -1,10 +1,10 @@
 """Handing a network over from one stage of training to the next, so that it computes what it did.
 
-Between two stages the network may gain a second clock (diffusion -> mean flow) and may be read on another
-path. The first is exact because the new weights are zero where they meet the old ones (`two_time_state` of a
-network; `complete_state` for what else a network may gain), the second because a preconditioning reads the
-same output on any path: the student's velocity *is* the teacher's at step 0. What cannot be exact is refused:
-another architecture, another preconditioning, a clock too few.
+Between two stages the network may gain a second time input (diffusion -> mean flow) and may be read on
+another path. The first is exact because the new weights are zero where they meet the old ones
+(`two_time_state` of a network; `complete_state` for what else a network may gain), the second because a
+preconditioning reads the same output on any path: the student's velocity *is* the teacher's at step 0. What
+cannot be exact is refused: another architecture, another preconditioning, a time input too few.
 
 The official code of CMT's mean-flow branch leaves the new embedder at random values, so its student is not
 equal to its teacher when it starts.
@@ -20,12 +20,12 @@ from zoo.flow.preconditioning import Preconditioning
 
 
 def hand_over(network: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """Fills ``network`` with the weights ``state``, widened to a second clock where only it has one.
+    """Fills ``network`` with the weights ``state``, widened to a second time input where only it has one.
 
     Args:
         network: The network to fill, with `two_times`, `two_time_state` and, where it may gain more than a
-            clock, `complete_state`, as those of `zoo.flow.networks` have.
-        state: A whole state dict of the same network, with one clock or two.
+            input, `complete_state`, as those of `zoo.flow.networks` have.
+        state: A whole state dict of the same network, with one time input or two.
 
     Returns:
         What was done, in words.
@@ -40,22 +40,23 @@ def hand_over(network: nn.Module, state: Mapping[str, Tensor]) -> str:
         network.load_state_dict(state)
         return f"all {len(state)} tensors taken"
     widen = getattr(network, "two_time_state", None)
-    if getattr(network, "two_times", False) and widen is not None and not _has_second_clock(network, state):
+    if getattr(network, "two_times", False) and widen is not None and not _has_second_time(network, state):
         wide = widen(state)
         if not _differences(own, wide):
             network.load_state_dict(wide)
-            check_second_clock_is_silent(network)
-            return f"all {len(state)} tensors taken, and a second clock that is silent at first"
+            check_second_time_is_zero_initialized(network)
+            return f"all {len(state)} tensors taken, and a zero-initialized second time input"
         state = wide
     elif not getattr(network, "two_times", True) and set(state) - set(own):
         raise ValueError(
-            f"the weights do not fit {type(network).__name__} with one clock: {_differences(own, state)}. If "
-            "they are of a network with two, their velocities depend on h: keep two_times=true"
+            f"the weights do not fit {type(network).__name__} with one time input: "
+            f"{_differences(own, state)}. If they are of a network with two, their velocities depend on h: "
+            "keep two_times=true"
         )
     raise ValueError(f"the weights do not fit {type(network).__name__}: {_differences(own, state)}")
 
 
-def check_second_clock_is_silent(network: nn.Module, items: int = 2) -> None:
+def check_second_time_is_zero_initialized(network: nn.Module, items: int = 2) -> None:
     """Compares outputs at h = 0 and at other h on random states; they must be equal in every bit.
 
     Raises:
@@ -105,8 +106,8 @@ def _meaning(described: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in described.items() if name != "boundary"}
 
 
-def _has_second_clock(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Whether ``state`` has all the names of the network with two clocks, with its shapes or others."""
+def _has_second_time(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether ``state`` has all the names of the network with two time inputs, with its shapes or others."""
     own = network.state_dict()
     return own.keys() <= state.keys() and all(own[name].shape == state[name].shape for name in own)
 

@@ -8,9 +8,9 @@ Geng et al. 2025, "Improved Mean Flows: On the Challenges of Fastforward Generat
 * the strength w of guidance and the times in which it acts are drawn for each item and given to the network,
   whose target is v + (1 - 1 / w) (v_c - v_u): at its fixed point v_c is guided with the scale w.
 
-Where we differ from the official code: a dropped label's tangent is the velocity without a class, as its
+Where we differ from the official code: a dropped label's tangent is the unconditional velocity, as its
 target is (there it is that of the class that was dropped); the network's velocities come from one pass
-without dropout, in which only guided items ask for the one without a class (there three passes ask for
+without dropout, in which only guided items ask for the unconditional one (there three passes ask for
 everything); the items with r = t have no derivative to take.
 """
 
@@ -67,10 +67,10 @@ def velocity_head(model: Any) -> Literal["mean", "velocity"]:
 def own_velocity(
     model: Any, z: Tensor, t: Tensor, label: Tensor | None, omega: Tensor | None, rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The network's own velocities v_c (B, ...), and those without a class v_u (R, ...) of some items.
+    """The network's own velocities v_c (B, ...), and the unconditional v_u (R, ...) of some items.
 
     Args:
-        model: `zoo.flow.FlowModel` on the linear path.
+        model: `zoo.flow.PreconditionedNetwork` on the linear path.
         z: States (B, ...).
         t: Times (B,).
         label: Classes (B,), or None.
@@ -114,7 +114,7 @@ def improved_mean_flow_error(
     """The squared errors of V and of the head for velocities, of each item.
 
     Args:
-        model: `zoo.flow.FlowModel` on the linear path.
+        model: `zoo.flow.PreconditionedNetwork` on the linear path.
         x: Data (B, ...).
         noise: Standard normal (B, ...).
         t: Times (B,) in [0, 1].

@@ -11,11 +11,11 @@ from zoo.flow.flow_module import FlowModule
 from zoo.flow.improved_mean_flow import GuidanceDraws, improved_mean_flow_error
 from zoo.flow.mean_flow import adaptive
 from zoo.flow.mean_flow_module import draw_items
+from zoo.flow.mean_flow_times import MeanFlowTimes
 from zoo.flow.paths import LinearPath
 from zoo.flow.preconditioning import Preconditioning, VelocityPrediction
 from zoo.flow.samplers import sample_mean_flow
 from zoo.flow.tangent import FiniteDifference, total_derivative
-from zoo.flow.times import MeanFlowTimes
 
 
 class ImprovedMeanFlow(FlowModule):
@@ -31,7 +31,7 @@ class ImprovedMeanFlow(FlowModule):
     ``val/`` and ``test/`` alike, with fixed draws.
 
     Args:
-        network: u(z, t, h, label) with two clocks, for example a `zoo.flow.DiT` with ``guidance`` and
+        network: u(z, t, h, label) with two time inputs, for example a `zoo.flow.DiT` with ``guidance`` and
             ``velocity_depth``.
         times: Draws (t, r); null takes `MeanFlowTimes` with r = t for half of the items, as the paper does.
         guidance: Draws strength and times of guidance, for a network that knows it; `GuidanceDraws` with its
@@ -39,7 +39,7 @@ class ImprovedMeanFlow(FlowModule):
         preconditioning: What the network's output means; a velocity if not given. Take that of the network
             you start from.
         derivative: How the derivative is taken; exactly, by forward mode, if not given.
-        label_dropout: Probability that an item trains as one without a class (and without guidance).
+        label_dropout: Probability that an item trains unconditionally (and without guidance).
         power: Power p of the adaptive weight 1 / (L + eps)^p; 0 for the plain squared error.
         eps: The eps of the adaptive weight.
         reduction: Whether an item's L is the sum or the mean of its squared errors.
@@ -50,8 +50,8 @@ class ImprovedMeanFlow(FlowModule):
         compile: Compile the network for the training pass.
         optimizer: Builds the optimizer from the trainable parameters.
         lr_scheduler: Builds a schedule from the optimizer; it is stepped after every update.
-        init_from: Checkpoint, or folder of runs, whose network this run starts from; guidance is silent in it
-            then, and the head for velocities a copy of its last blocks.
+        init_from: Checkpoint, or folder of runs, whose network this run starts from; guidance has no
+            effect at first, and the head for velocities a copy of its last blocks.
         init_weights: Which weights of ``init_from``: the average ("ema") or the optimizer's own ("raw").
         seed: Seed of the draws. None takes the run's, or 0 without one.
     """
@@ -100,7 +100,7 @@ class ImprovedMeanFlow(FlowModule):
                 "it with guidance=true, or leave both out"
             )
         if not omega >= 1:
-            raise ValueError(f"omega must be at least 1 (1 is no guidance), got {omega}")
+            raise ValueError(f"omega must be at least 1 (1 disables guidance), got {omega}")
         if not 0 <= guidance_start <= guidance_end <= 1:
             raise ValueError(
                 "guidance_start and guidance_end must satisfy 0 <= start <= end <= 1, got "
@@ -110,7 +110,7 @@ class ImprovedMeanFlow(FlowModule):
             raise ValueError(f"power must be at least 0 and eps positive, got {power} and {eps}")
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
-        self.times = MeanFlowTimes(share=0.5) if times is None else times
+        self.times = MeanFlowTimes(prob_r_neq_t=0.5) if times is None else times
         self.draws = GuidanceDraws() if guidance is None else guidance
         self.derivative = total_derivative if derivative is None else derivative
         self.power, self.eps, self.reduction = power, eps, reduction

@@ -137,7 +137,7 @@ def guide(
 
     Args:
         velocity: v (B, ...), of the pair of data and noise.
-        unconditional: v_u (B, ...), the network's velocity without a class.
+        unconditional: v_u (B, ...), the network's unconditional velocity.
         conditional: v_c (B, ...), the network's velocity with the class; not looked at where ``kappa`` is 0.
         omega: Share of the velocity itself.
         kappa: Share of the network's conditional velocity.
@@ -167,7 +167,7 @@ def guided_velocity(
 
     Args:
         network: u(z, t, h, label); asked at h = 0, without gradient or dropout, with the label
-            ``network.num_classes`` for "no class".
+            ``network.num_classes`` for unconditional.
         z: States (B, ...).
         t: Times (B,).
         velocity: v (B, ...).

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from zoo.flow.flow_module import FlowModule
 from zoo.flow.mean_flow import adaptive, mean_flow_error
+from zoo.flow.mean_flow_times import MeanFlowTimes
 from zoo.flow.paths import LinearPath
 from zoo.flow.preconditioning import Preconditioning, VelocityPrediction
 from zoo.flow.samplers import sample_mean_flow
 from zoo.flow.tangent import FiniteDifference, total_derivative
 from zoo.flow.teacher import Teacher
-from zoo.flow.times import MeanFlowTimes
 
 
 @dataclass(frozen=True)
-class Items:
+class FlowBatch:
     """A batch with its draws, those with a derivative first.
 
     Attributes:
@@ -47,7 +47,7 @@ class Items:
 
 def draw_items(
     module: FlowModule, times: MeanFlowTimes, batch: Any, batch_idx: int, stage: str, step: int
-) -> Items:
+) -> FlowBatch:
     """What a loss of mean flow needs of a batch; what is counted is counted on the CPU, without a sync."""
     x, label, index = module._unpack(batch, batch_idx)
     index = index.cpu()  # waits for the device only where the index was moved there
@@ -62,7 +62,7 @@ def draw_items(
     if label is not None:
         label, dropped = module._drop_labels(label[rows], index, stage, step)
     moved = module._to_device(t, x.dtype), module._to_device(t - r, x.dtype)
-    return Items(x, noise, *moved, label, count, index, t, dropped)
+    return FlowBatch(x, noise, *moved, label, count, index, t, dropped)
 
 
 class MeanFlow(FlowModule):
@@ -88,12 +88,12 @@ class MeanFlow(FlowModule):
         tangent: Along what the derivative is taken: the velocity that is learned ("data"), or the network's
             own velocity at h = 0 ("network"), as in improved mean flow.
         derivative: How it is taken; exactly, by forward mode, if not given.
-        omega: Guidance: share of the data's velocity. 1 with kappa 0 is no guidance.
+        omega: Guidance: share of the data's velocity. 1 with kappa 0 disables guidance.
         kappa: Guidance: share of the network's own conditional velocity; the effective scale is omega / (1 -
             kappa).
         guidance_start: Guide only where t is at least this.
         guidance_end: Guide only where t is at most this.
-        label_dropout: Probability that an item trains as one without a class (and without guidance).
+        label_dropout: Probability that an item trains unconditionally (and without guidance).
         power: Power p of the adaptive weight 1 / (L + eps)^p; 0 for the plain squared error. The weight
             follows each item's own error, so over few values (points rather than images) it draws the
             average velocity towards a median: use 0 where the exact flow matters.
@@ -181,8 +181,8 @@ class MeanFlow(FlowModule):
             )
         if self.guided and self.num_classes is None:
             raise ValueError(
-                f"omega={self.omega}, kappa={self.kappa} asks for guidance, but the network has no classes: "
-                "give it num_classes, or leave omega=1 and kappa=0"
+                f"omega={self.omega}, kappa={self.kappa} asks for guidance, but the network has "
+                "unconditionales: give it num_classes, or leave omega=1 and kappa=0"
             )
 
     @property

@@ -9,8 +9,8 @@ Each path also has the divided differences (alpha(t) - alpha(r)) / (t - r) and t
 without the cancellation: they are the derivatives at r = t, and they make the closed forms of
 `zoo.flow.analytic` exact there.
 
-* linear: rectified flow (Liu, Gong, Liu 2022, arXiv 2209.03003) in the clock of MeanFlow (Geng et al. 2025,
-  arXiv 2505.13447, section 3): z_t = (1 - t) x + t e, v = e - x. SiT runs the opposite clock.
+* linear: rectified flow (Liu, Gong, Liu 2022, arXiv 2209.03003) in the time of MeanFlow (Geng et al. 2025,
+  arXiv 2505.13447, section 3): z_t = (1 - t) x + t e, v = e - x. SiT runs the opposite direction of time.
 * variance exploding: EDM (Karras et al. 2022, arXiv 2206.00364), x_s = x + s e.
 * trigonometric: TrigFlow (Lu and Song 2024, arXiv 2410.11081), x_t = cos t x + sin t sigma_data e.
 """

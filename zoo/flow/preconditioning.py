@@ -3,7 +3,7 @@
 A preconditioning turns the raw output F = network(c_in z, time label) into the denoised data D(z, t), an
 affine function c_skip z + c_out F, or into the velocity v(z, t) of the path the states live on, another one.
 Every coefficient is written out for a general path (alpha, sigma), so that a network trained on one path is
-read on another with no detour and no cancellation: this *is* the exact bridge between the clocks.
+read on another with no detour and no cancellation: this *is* the exact bridge between the times.
 
 * `EDMPreconditioning`: Karras et al. 2022, arXiv 2206.00364, table 1. With q^2 = sigma^2 + sd^2 alpha^2 it
   reads D = sd^2 alpha / q^2 z + sigma sd / q F(z / q, ln(s) / 4) and
@@ -31,7 +31,7 @@ class Preconditioning(ABC):
     """How a network's output is read, on any path.
 
     Attributes:
-        path: The path it is at home on; a `zoo.flow.Diffusion` trains there.
+        path: The path it is native to; a `zoo.flow.Diffusion` trains there.
     """
 
     path: Path
@@ -177,7 +177,7 @@ class DataPrediction(Preconditioning):
     """The network gives the data, from states and times of the linear path.
 
     The velocity divides by the noise, so it is not asked for at t = 0 (by no solver here). The network itself
-    does not keep clean data as they are, so this is no preconditioning for consistency models.
+    does not keep clean data as they are, so this is not a preconditioning for consistency models.
     """
 
     path: Path = LinearPath()

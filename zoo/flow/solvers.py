@@ -49,7 +49,7 @@ class Trajectory(NamedTuple):
 
     Attributes:
         states: (M + 1, B, ...), from noise to data.
-        times: (M + 1,) decreasing, float64, on the CPU, in the clock of ``path``: those of the solver.
+        times: (M + 1,) decreasing, float64, on the CPU, in the time of ``path``: those of the solver.
         path: The path of states and times.
     """
 
@@ -76,7 +76,7 @@ def solve(model: Field, solver: Solver, z: Tensor, times: Tensor, label: Tensor 
         model: The field.
         solver: The rule.
         z: States at the first time, for example ``path.sigma(times[0]) * noise``.
-        times: (M + 1,) decreasing, in the clock of ``model.path``.
+        times: (M + 1,) decreasing, in the time of ``model.path``.
         label: Classes (B,), or None.
 
     Raises:

@@ -69,7 +69,7 @@ def total_derivative(
         network: u(z, t, h, label).
         z: States (B, ...).
         t: Times (B,).
-        h: Steps t - r (B,); None for a network with one clock.
+        h: Steps t - r (B,); None for a network with one time input.
         velocity: dz/dt (B, ...).
         label: Classes (B,), or None.
 
@@ -100,8 +100,8 @@ def total_derivative(
             for primal, tangent in ((z, velocity), (t, one), (h, one))
             if primal is not None
         ]
-        clocks = duals if h is not None else [*duals, None]
-        tangent = fwAD.unpack_dual(forward(*clocks, label)).tangent
+        inputs = duals if h is not None else [*duals, None]
+        tangent = fwAD.unpack_dual(forward(*inputs, label)).tangent
         return torch.zeros_like(z) if tangent is None else tangent
 
 

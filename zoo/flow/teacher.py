@@ -12,14 +12,14 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from zoo.flow.grids import Grid, check_steps, default_grid
 from zoo.flow.guidance import Guided, check_guidance
 from zoo.flow.handover import check_preconditioning
-from zoo.flow.model import FlowModel
 from zoo.flow.paths import Path, bridge, expand
+from zoo.flow.preconditioned_network import PreconditionedNetwork
 from zoo.flow.preconditioning import Preconditioning
 from zoo.flow.solvers import MeanFlowSteps, Solver, Trajectory, default_solver, solve
-from zoo.flow.stored import read_stored
+from zoo.flow.stored_network import read_stored_network
+from zoo.flow.time_grids import Grid, check_steps, default_grid
 from zoo.io import find_checkpoint
 
 
@@ -42,7 +42,7 @@ class Teacher(nn.Module):
         omega: Strength of guidance; 1 is none.
         low: Guide only at noise levels of at least this.
         high: Guide only at noise levels of at most this.
-        guide: A weaker teacher, for autoguidance; None guides away from samples without a class.
+        guide: A weaker teacher, for autoguidance; None guides away from unconditional samples.
 
     Attributes:
         file: The file that was read, once there is one.
@@ -81,7 +81,7 @@ class Teacher(nn.Module):
 
     @classmethod
     def of(cls, field: Any, **arguments: Any) -> Self:
-        """A teacher that solves a field at hand: a `FlowModel`, or any object with a field's methods.
+        """A teacher that solves a given field: a `PreconditionedNetwork`, or anything with its methods.
 
         Args:
             field: `path`, ``velocity(z, t, label)``, ``denoise(z, t, label)``, and `num_classes`.
@@ -115,16 +115,18 @@ class Teacher(nn.Module):
             file = find_checkpoint(self.checkpoint)
         except FileNotFoundError as error:
             raise ValueError(f"teacher checkpoint={self.checkpoint!r}: {error}") from error
-        stored = read_stored(file, self.weights)
+        stored = read_stored_network(file, self.weights)
         network = stored.build() if self.network is None else self.network
-        reading = stored.reading() if self.preconditioning is None else self.preconditioning
-        check_preconditioning(reading, stored.preconditioning, str(file))
+        preconditioning = (
+            stored.build_preconditioning() if self.preconditioning is None else self.preconditioning
+        )
+        check_preconditioning(preconditioning, stored.preconditioning, str(file))
         try:
             network.load_state_dict(stored.state)
         except RuntimeError as error:
             raise ValueError(f"teacher checkpoint {file}: {error}") from error
         self.network, self.file = network, file
-        self._set_field(FlowModel(network, reading, self.path))
+        self._set_field(PreconditionedNetwork(network, preconditioning, self.path))
         return self
 
     def _set_field(self, field: Any) -> None:
@@ -135,7 +137,7 @@ class Teacher(nn.Module):
         if isinstance(field, nn.Module):
             field.requires_grad_(False).eval()
         guide = None if self.guide is None else self.guide.load()._field
-        # Past nn.Module's own bookkeeping: a guided field is no module.
+        # Past nn.Module's own bookkeeping: a guided field is not a module.
         object.__setattr__(self, "_plain", field)
         guided = field if self.omega == 1 else Guided(field, self.omega, self.low, self.high, guide)
         object.__setattr__(self, "_field", guided)
@@ -159,7 +161,7 @@ class Teacher(nn.Module):
         return self.load()._plain.num_classes
 
     def times(self) -> Tensor:
-        """The solver's times (M + 1,), float64, in the clock of `field.path`."""
+        """The solver's times (M + 1,), float64, in the time of `field.path`."""
         path = self.field.path
         grid = default_grid(path) if self.grid is None else self.grid
         return grid(self.steps, path)

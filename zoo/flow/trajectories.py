@@ -3,8 +3,8 @@
 A shard is a safetensors file with ``states`` (N, M + 1, ...) from noise to data, the ``times`` (M + 1,) at
 which the solver had them (float64), ``index`` (N,) and, where there are classes, ``label`` (N,); its header
 names the path that states and times live on, and what made them. Labels are those that the teacher was given:
-the number of classes stands for "no class". Times travel with their states in the file and in every batch, so
-nobody can read the states by another clock.
+the number of classes stands for unconditional. Times travel with their states in the file and in every batch,
+so nobody can read the states with other times.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import zoo
-from zoo.events import shown
+from zoo.events import display_path
 from zoo.flow.paths import LinearPath, Path, TrigonometricPath, VarianceExplodingPath, bridge
 from zoo.flow.solvers import Trajectory
 from zoo.flow.teacher import Teacher
@@ -35,7 +35,7 @@ def path_named(text: str) -> Path:
     """The path whose ``repr`` is ``text``.
 
     Raises:
-        ValueError: it is no path of `zoo.flow`.
+        ValueError: it is not a path of `zoo.flow`.
 
     >>> path_named("TrigonometricPath(sigma_data=0.5)").sigma_data
     0.5
@@ -148,18 +148,18 @@ class StoredTrajectories:
         if num_classes is not None and self.highest_label is None:
             raise ValueError(
                 f"the network has {num_classes} classes, but the stored trajectories have no labels: make "
-                "them anew with labels, or give a network with num_classes=null"
+                "them again with labels, or give a network with num_classes=null"
             )
         if num_classes is not None and self.highest_label is not None and self.highest_label > num_classes:
             raise ValueError(
                 f"the stored trajectories have labels up to {self.highest_label}, the network has "
-                f"{num_classes} classes (label {num_classes} is no class)"
+                f"{num_classes} classes (label {num_classes} is unconditional)"
             )
         times, factor = bridge(self.times, self.path, path)
         if not bool((times.isfinite() & factor.isfinite()).all()):
             raise ValueError(
                 f"the stored trajectories begin at pure noise on {self.path}, which has no finite time on "
-                f"the student's {path}: make them anew with a grid that begins later, such as LogGrid"
+                f"the student's {path}: regenerate them with a grid that begins later, such as LogGrid"
             )
 
 
@@ -211,7 +211,7 @@ def read_shard(file: FilePath) -> Shard:
     """A shard with its states mapped, not loaded: they are read where they are used.
 
     Raises:
-        ValueError: the file is damaged, or is no shard of trajectories.
+        ValueError: the file is damaged, or is not a shard of trajectories.
     """
     tensors, header = load_tensors(file, lazy=True)
     if missing := sorted({"states", "times", "index"} - tensors.keys()):
@@ -251,7 +251,7 @@ def origin(teacher: Teacher, **more: str | int | float | bool | None) -> str:
     for tensor in (*teacher.load().parameters(), *teacher.buffers()):
         digest.update(sha256(tensor).encode())
     facts = {
-        "teacher": None if teacher.checkpoint is None else shown(find_checkpoint(teacher.checkpoint)),
+        "teacher": None if teacher.checkpoint is None else display_path(find_checkpoint(teacher.checkpoint)),
         "weights": teacher.weights,
         "sha256": digest.hexdigest(),
         "num_classes": teacher.num_classes,
@@ -260,7 +260,7 @@ def origin(teacher: Teacher, **more: str | int | float | bool | None) -> str:
         "steps": teacher.steps,
         "omega": teacher.omega,
         "low": teacher.low,
-        "high": str(teacher.high),  # infinity is no JSON
+        "high": str(teacher.high),  # infinity is not valid JSON
         "guide": None if teacher.guide is None else teacher.guide.checkpoint,
         "zoo": zoo.__version__,
     }

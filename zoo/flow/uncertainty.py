@@ -32,6 +32,6 @@ class LogVariance(nn.Module):
 
     def forward(self, level: Tensor) -> Tensor:
         """Log-variances (B,) at the noise levels ``level`` (B,)."""
-        clock = level.log().to(self.frequencies.dtype) / 4
-        features = (clock[:, None] * self.frequencies + self.phases).cos() * math.sqrt(2)  # (B, features)
+        time = level.log().to(self.frequencies.dtype) / 4
+        features = (time[:, None] * self.frequencies + self.phases).cos() * math.sqrt(2)  # (B, features)
         return features @ self.weight / math.sqrt(len(self.weight))

@@ -1,4 +1,4 @@
-"""Language models as hosts: small, so that schedules, callbacks and readers have honest ones."""
+"""Language models as hosts: small, so that schedules, callbacks and hooks have honest ones."""
 
 from typing import TYPE_CHECKING
 

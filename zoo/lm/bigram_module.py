@@ -18,11 +18,11 @@ class BigramTable(ZooModule):
     (diag(p) - p p^T) / n: zero where the next token is certain (the river), large where it is not (the hill).
 
     Training batches are dicts with ``first`` (B,) and ``next`` (B,), both int64. Validation batches hold the
-    law instead of ``next``: ``probabilities`` (B, 2) and ``certain`` (B,) bool; their losses are expectations
-    over it, without sampling error.
+    distribution instead of ``next``: ``probabilities`` (B, 2) and ``certain`` (B,) bool; their losses are
+    expectations over it, without sampling error.
 
     Logs ``train/loss``, the cross-entropy in nats; ``val/loss``, its expectation; ``val/excess``, that less
-    the entropy of the law, also over certain and uncertain tokens alone, ``val/excess_certain`` and
+    the entropy of the distribution, also over certain and uncertain tokens alone, ``val/excess_certain`` and
     ``val/excess_uncertain``; ``test/`` alike. `zoo predict` gives the probabilities of the next tokens.
 
     Args:
@@ -72,7 +72,7 @@ class BigramTable(ZooModule):
             )
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Mean cross-entropy of a batch in nats: of its next tokens, or expected under its law.
+        """Mean cross-entropy of a batch in nats: of its next tokens, or expected under its distribution.
 
         Raises:
             ValueError: the batch is not one of `zoo.datamodules.Bigram`.
@@ -87,13 +87,13 @@ class BigramTable(ZooModule):
         return self._expected(batch).mean()
 
     def excess(self, batch: dict[str, Any]) -> Tensor:
-        """Excess cross-entropy (B,) in nats over the law of a batch, computed in float64."""
-        law = batch["probabilities"].double()
-        return self._expected(batch) + torch.xlogy(law, law).sum(1)
+        """Excess cross-entropy (B,) in nats over the distribution of a batch, computed in float64."""
+        distribution = batch["probabilities"].double()
+        return self._expected(batch) + torch.xlogy(distribution, distribution).sum(1)
 
     def _expected(self, batch: dict[str, Any]) -> Tensor:
-        law = batch["probabilities"].double()  # (B, 2)
-        return -(law * self(batch["first"]).double().log_softmax(1)).sum(1)
+        distribution = batch["probabilities"].double()  # (B, 2)
+        return -(distribution * self(batch["first"]).double().log_softmax(1)).sum(1)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The mean cross-entropy of a batch."""
@@ -102,11 +102,11 @@ class BigramTable(ZooModule):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Logs the exact losses under the law."""
+        """Logs the exact losses under the distribution."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Logs the exact losses under the law."""
+        """Logs the exact losses under the distribution."""
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:

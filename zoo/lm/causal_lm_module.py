@@ -9,12 +9,12 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import Tensor, nn
 
 from zoo.base import ZooModule
+from zoo.lm.forward import Prediction, forward_with_hooks
 from zoo.lm.generation import generate
+from zoo.lm.hook_points import HookPoints
+from zoo.lm.hooks import IGNORED, call_hook, has_hook
 from zoo.lm.losses import log_partition, mean_over, next_token_losses
 from zoo.lm.network import Attention, build_network, load_network, plain_config
-from zoo.lm.readers import IGNORED, asked, tell
-from zoo.lm.reading import Prediction, read_forward
-from zoo.lm.taps import Taps
 from zoo.lm.throughput import TokenRate
 from zoo.lm.weight_decay import decay_groups
 
@@ -51,7 +51,7 @@ class CausalLM(ZooModule):
         attention: The backend of attention; what it supports is up to transformers, "eager" always works.
         z_loss: Coefficient of the mean of logsumexp(logits)^2, which keeps logits from drifting; 1e-4 in PaLM
             (Chowdhery et al. 2022, arXiv 2204.02311, section 5).
-        readers: Modules that listen to the model and may change what it computes (`zoo.lm.readers`).
+        hooks: Modules that listen to the model and may change what it computes (`zoo.lm.hooks`).
         max_new_tokens: Tokens that `predict` adds to each prompt.
         temperature: Of the draws of `predict`; 0 is greedy.
         top_k: `predict` draws among the k most probable tokens; None for all.
@@ -64,7 +64,7 @@ class CausalLM(ZooModule):
         seed: Seed of the weights and of the draws. None takes the run's, or 0 without one.
 
     Raises:
-        ValueError: not exactly one of ``config`` and ``pretrained``; a config, backend or reader that does
+        ValueError: not exactly one of ``config`` and ``pretrained``; a config, backend or hook that does
             not fit; a number out of range; while running: data with more tokens, or longer, than the model's.
     """
 
@@ -75,7 +75,7 @@ class CausalLM(ZooModule):
         revision: str | None = None,
         attention: Attention = "sdpa",
         z_loss: float = 0.0,
-        readers: list[nn.Module] | None = None,
+        hooks: list[nn.Module] | None = None,
         max_new_tokens: int = 64,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -113,11 +113,11 @@ class CausalLM(ZooModule):
             self.network = load_network(pretrained, revision, attention, self.seed)
             # Checkpoints are of what was read; the logger keeps where from (`hparams_initial`).
             self.hparams.update(config=plain_config(self.network), pretrained=None, revision=None)
-        self.readers = nn.ModuleList([] if readers is None else readers)
+        self.hooks = nn.ModuleList([] if hooks is None else hooks)
         self.z_loss = z_loss
         self.max_new_tokens, self.temperature, self.top_k = max_new_tokens, temperature, top_k
         self._compile = compile  # `compile` is a method of every module
-        self._taps = Taps(self.network, self.readers, attention)
+        self._hook_points = HookPoints(self.network, self.hooks, attention)
         self._rate = TokenRate()
 
     @property
@@ -142,11 +142,11 @@ class CausalLM(ZooModule):
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) of the token after each of ``tokens`` (B, T).
 
-        With readers that have ``on_log_probs``, the log-probabilities that they return, which are logits too.
+        With hooks that have ``on_log_probs``, the log-probabilities that they return, which are logits too.
         """
         made = self._predict(tokens, None)
-        tell(self.readers, "on_forward_end", tokens, None, None)
-        return made.log_probs if asked(self.readers, "on_log_probs") else made.network_logits
+        call_hook(self.hooks, "on_forward_end", tokens, None, None)
+        return made.log_probs if has_hook(self.hooks, "on_log_probs") else made.network_logits
 
     def token_losses(self, batch: dict[str, Any]) -> Tensor:
         """Cross-entropy (B, T) in nats of each target, masked ones included."""
@@ -183,18 +183,18 @@ class CausalLM(ZooModule):
 
         def step(tokens: Tensor) -> Tensor:
             log_probs = self._predict(tokens, index, cache).log_probs  # (B, 1, V)
-            tell(self.readers, "on_forward_end", tokens, None, index)
+            call_hook(self.hooks, "on_forward_end", tokens, None, index)
             return log_probs[:, -1]
 
         training = self.training
         self.eval()
-        tell(self.readers, "on_generation_start", index)
+        call_hook(self.hooks, "on_generation_start", index)
         try:
-            # Lengths change with every token: compiled code would be made anew for them.
+            # Lengths change with every token: compiled code would be rebuilt for them.
             with torch.compiler.set_stance("force_eager"):
                 tokens = generate(step, prompts, index, count, self.seed, self.temperature, self.top_k)
         finally:
-            tell(self.readers, "on_generation_end")
+            call_hook(self.hooks, "on_generation_end")
             self.train(training)
         return tokens
 
@@ -285,7 +285,7 @@ class CausalLM(ZooModule):
             self.log("train/tokens_per_second", self._rate.read() * self.trainer.world_size)
 
     def on_validation_start(self) -> None:
-        """Validation is no training: its time does not count."""
+        """Validation is not training: its time does not count."""
         self._rate.stop()
 
     def on_validation_epoch_end(self) -> None:
@@ -298,7 +298,7 @@ class CausalLM(ZooModule):
 
     def _predict(self, tokens: Tensor, index: Tensor | None, cache: Any = None) -> Prediction:
         self._check_context(tokens.shape[1], f"tokens {tuple(tokens.shape)}")
-        return read_forward(self.network, self.readers, self._taps, tokens, index, cache)
+        return forward_with_hooks(self.network, self.hooks, self._hook_points, tokens, index, cache)
 
     def _losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """Cross-entropies (B, T), and logsumexp of the logits (B, T) where the z-loss asks for it."""
@@ -311,9 +311,9 @@ class CausalLM(ZooModule):
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         made = self._predict(inputs, index)
         losses = next_token_losses(made.log_probs, targets)
-        if asked(self.readers, "on_forward_end"):
-            told = targets if mask is None else targets.masked_fill(~mask.bool(), IGNORED)
-            tell(self.readers, "on_forward_end", inputs, told, index)
+        if has_hook(self.hooks, "on_forward_end"):
+            unmasked = targets if mask is None else targets.masked_fill(~mask.bool(), IGNORED)
+            call_hook(self.hooks, "on_forward_end", inputs, unmasked, index)
         if self.z_loss == 0:
             return losses, None
         return losses, log_partition(made.network_logits, made.network_log_probs, targets)

@@ -68,7 +68,7 @@ def load_network(pretrained: str, revision: str | None, attention: Attention, se
         seed: Seed of nothing, as no weight may be missing; the global random state is left as it was.
 
     Raises:
-        ValueError: there is no such model, it lacks weights, or it does not support the backend.
+        ValueError: the model does not exist, it lacks weights, or it does not support the backend.
     """
     from transformers import AutoModelForCausalLM
 
@@ -142,7 +142,7 @@ def _transformers_config(config: dict[str, Any]) -> Any:
         )
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(
-            f"config: model_type {model_type!r} is no causal language model of transformers; "
+            f"config: model_type {model_type!r} is not a causal language model of transformers; "
             + nearest(str(model_type), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         )
     known = _known_keys(model_type)
@@ -175,8 +175,8 @@ def _saved_config(pretrained: str, revision: str | None) -> Any:
         if folder.is_dir():
             raise ValueError(f"pretrained={pretrained!r}: its config.json cannot be read: {error}") from error
         raise ValueError(
-            f"pretrained={pretrained!r} is no local folder, and no copy of such a model from the hub is on "
-            "this machine: a check downloads nothing, give the folder of the model"
+            f"pretrained={pretrained!r} is not a local folder, and no copy of such a model from the hub is "
+            "on this machine: a check downloads nothing, give the folder of the model"
         ) from error
 
 

@@ -39,7 +39,7 @@ class TokenRate:
         self._since, self._tokens = self._clock(), 0
 
     def stop(self) -> None:
-        """Drops the window: what follows (a validation, say) is no training."""
+        """Drops the window: what follows (a validation, say) is not training."""
         self._since = None
 
     def count(self, tokens: int) -> None:

@@ -18,7 +18,7 @@ def read_weights(path: str | Path, argument: str) -> dict[str, Tensor]:
         argument: Name of the argument that gave it, for the messages.
 
     Raises:
-        ValueError: there is no such file, it is damaged, or it holds anything but tensors by name.
+        ValueError: the file does not exist, it is damaged, or it holds anything but tensors by name.
     """
     path = Path(path).expanduser()
     if not path.is_file():

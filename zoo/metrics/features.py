@@ -1,8 +1,8 @@
 """Features of images from a fixed random network: no weights to download, the same on every machine.
 
-A random convolutional network is no substitute for a trained one, but its features see local structure that
-pixels do not, and distances between sets of them rank generators sensibly at small scale. What they are worth
-on a data set is for their user to show.
+A random convolutional network is not a substitute for a trained one, but its features see local structure
+that pixels do not, and distances between sets of them rank generators sensibly at small scale. What they are
+worth on a data set is for their user to show.
 """
 
 from itertools import pairwise

@@ -106,7 +106,7 @@ def load_moments(path: str | Path) -> tuple[Tensor, Tensor]:
                 torch.from_numpy(np.asarray(archive[key], dtype=np.float64)) for key in ("mu", "sigma")
             )
     except (KeyError, ValueError, OSError) as error:
-        raise ValueError(f"reference={str(path)!r} is no .npz with 'mu' and 'sigma': {error}") from error
+        raise ValueError(f"reference={str(path)!r} is not an .npz with 'mu' and 'sigma': {error}") from error
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ValueError(
             f"reference={str(path)!r}: expected mu (D,) and sigma (D, D), got {tuple(mean.shape)} and "

@@ -151,4 +151,4 @@ def read_images(path: str | Path, batch_size: int) -> Iterator[Tensor]:
                 images = torch.frombuffer(data, dtype=torch.uint8).reshape(count, *shape[1:])
                 yield images.permute(0, 3, 1, 2)
     except (KeyError, ValueError, RuntimeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"samples={str(path)!r} is no .npz of images: {error}") from error
+        raise ValueError(f"samples={str(path)!r} is not an .npz of images: {error}") from error

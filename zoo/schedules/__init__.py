@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from zoo.schedules.landscape import update_energy as update_energy
     from zoo.schedules.learning_rate import InverseSquareRootLR as InverseSquareRootLR
     from zoo.schedules.learning_rate import ScheduleLR as ScheduleLR
-    from zoo.schedules.ledger import Entry as Entry
+    from zoo.schedules.ledger import LedgerEntry as LedgerEntry
     from zoo.schedules.ledger import read_ledger as read_ledger
     from zoo.schedules.merged_file import merge_checkpoints as merge_checkpoints
     from zoo.schedules.merging import decay_of_weights as decay_of_weights
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from zoo.schedules.power_law import PowerLaw as PowerLaw
     from zoo.schedules.power_law_fit import TrainingCurve as TrainingCurve
     from zoo.schedules.power_law_fit import fit_power_law as fit_power_law
-    from zoo.schedules.schedule import Leg as Leg
     from zoo.schedules.schedule import RunSchedule as RunSchedule
     from zoo.schedules.schedule import Schedule as Schedule
+    from zoo.schedules.schedule import SubRun as SubRun
     from zoo.schedules.segments import Budget as Budget
     from zoo.schedules.segments import Merge as Merge
     from zoo.schedules.segments import Segment as Segment

@@ -1,10 +1,12 @@
 """Ramps and plateaus as the builders put them together."""
 
-from zoo.schedules.segments import Segment, Touches, check_ratio
+from zoo.schedules.segments import Inclusive, Segment, check_ratio
 from zoo.schedules.shapes import Shape
 
 
-def warmup_segments(length: int, low: float, touches: Touches, room: int, start: int = 0) -> list[Segment]:
+def warmup_segments(
+    length: int, low: float, inclusive: Inclusive, room: int, start: int = 0
+) -> list[Segment]:
     """A linear warm-up of ``length`` updates from ``low``; none if that is 0."""
     if length < 0 or length > room:
         raise ValueError(
@@ -12,7 +14,7 @@ def warmup_segments(length: int, low: float, touches: Touches, room: int, start:
         )
     if not 0 <= low <= 1:
         raise ValueError(f"warmup_start must be a factor between 0 and 1, got {low}")
-    return [Segment("warmup", start, start + length, low, 1.0, touches=touches)] if length else []
+    return [Segment("warmup", start, start + length, low, 1.0, inclusive=inclusive)] if length else []
 
 
 def stable_segments(start: int, end: int) -> list[Segment]:
@@ -21,10 +23,10 @@ def stable_segments(start: int, end: int) -> list[Segment]:
 
 
 def decay_segment(
-    start: int, end: int, last: float, shape: Shape, parameter: float | None, touches: Touches
+    start: int, end: int, last: float, shape: Shape, parameter: float | None, inclusive: Inclusive
 ) -> Segment:
     """A ramp from the peak down to ``last``."""
     check_ratio("min_ratio", last)
     # An update at a learning rate of zero would do nothing: the ramp to zero is aimed one update further.
-    aimed = "neither" if touches == "end" and last == 0 else touches
+    aimed = "neither" if inclusive == "end" and last == 0 else inclusive
     return Segment("decay", start, end, 1.0, last, shape, parameter, aimed)

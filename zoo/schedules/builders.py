@@ -6,7 +6,7 @@ paper's runs (Wen et al. 2024, arXiv 2410.05192; the breakpoints of the authors'
 of these functions):
 
 * `wsd`: falls from T_i - d_i to T_i on a branch; T_n plus the d_i of all budgets but the last.
-* `wsds`: falls from T_i - d_i to T_i on the one road; T_n updates. Matched in compute, budget i ends at
+* `wsds`: falls from T_i - d_i to T_i on the trunk; T_n updates. Matched in compute, budget i ends at
   E_i = T_i plus the d_j before it, which is what `wsd` has computed by then.
 * `cyclic_cosine`: falls from T_(i-1) + warm-up to T_i, and warms up again; T_n updates.
 * `wsm`: never falls; the model is a mean of snapshots before T_i; T_n updates.
@@ -15,10 +15,10 @@ Which end of a ramp has an update of its own differs by library. With a warm-up 
 counted from 0 (`tests/schedules/test_peers.py` has them all, equal to rounding):
 
 * transformers, optax, Levanter, lingua, nanotron, and Megatron-LM (which counts samples): k / W, and j / D
-  for number j of the decay: ``touches: start``.
+  for number j of the decay: ``inclusive: start``.
 * OLMo-core: (k + 1) / W and (j + 1) / D, as steps are counted from 1 and a boundary belongs to the period
-  before it: ``touches: end``, the default, with ``decay_of: period``. To zero, its last update does nothing;
-  ours aim one update further.
+  before it: ``inclusive: end``, the default, with ``decay_of: period``. To zero, its last update does
+  nothing; ours aim one update further.
 * torchtitan: (k + 1) / W, and a decay of D that is ours of D - 1 updates to ``min_ratio: 0``.
 """
 
@@ -29,8 +29,8 @@ from typing import Literal
 import numpy as np
 
 from zoo.schedules._ramps import decay_segment, stable_segments, warmup_segments
-from zoo.schedules.schedule import Beyond, Schedule
-from zoo.schedules.segments import Budget, Merge, Segment, Touches, whole
+from zoo.schedules.schedule import AfterEnd, Schedule
+from zoo.schedules.segments import Budget, Inclusive, Merge, Segment, whole
 from zoo.schedules.shapes import Shape
 
 DecayOf = Literal["budget", "period", "explicit"]
@@ -42,9 +42,9 @@ def cyclic_cosine(
     min_ratio: float = 0.1,
     rewarmup: int | None = None,
     rewarmup_from: Literal["zero", "previous"] = "zero",
-    touches: Touches = "end",
+    inclusive: Inclusive = "end",
     warmup_start: float = 0.0,
-    beyond: Beyond = "hold",
+    after_end: AfterEnd = "hold",
 ) -> Schedule:
     """Half a cosine to each budget, one after the other in one run.
 
@@ -55,9 +55,9 @@ def cyclic_cosine(
         rewarmup: Updates of warm-up of the later cycles; None takes ``warmup``.
         rewarmup_from: Where they come from: ``zero`` as in the authors' runs, though the factor was
             ``min_ratio`` one update earlier, or the ``previous`` level.
-        touches: Which end of a ramp has an update of its own (`Segment`).
+        inclusive: Which end of a ramp has an update of its own (`Segment`).
         warmup_start: The factor that the first warm-up comes from.
-        beyond: What follows the end.
+        after_end: What follows the end.
 
     Raises:
         ValueError: budgets that do not increase, or a warm-up that fills its cycle.
@@ -68,13 +68,13 @@ def cyclic_cosine(
     for start, end in pairwise([0, *budgets]):
         length = warmup if start == 0 else rewarmup
         low = warmup_start if start == 0 else min_ratio if rewarmup_from == "previous" else 0.0
-        segments += warmup_segments(length, low, touches, end - start, start)
+        segments += warmup_segments(length, low, inclusive, end - start, start)
         if start + length == end:
             raise ValueError(
                 f"a warm-up of {length} updates leaves nothing of the cycle from {start} to {end}"
             )
-        segments.append(decay_segment(start + length, end, min_ratio, "cosine", None, touches))
-    return Schedule(tuple(segments), tuple(Budget(end, None, end) for end in budgets), beyond)
+        segments.append(decay_segment(start + length, end, min_ratio, "cosine", None, inclusive))
+    return Schedule(tuple(segments), tuple(Budget(end, None, end) for end in budgets), after_end)
 
 
 def wsd(
@@ -85,9 +85,9 @@ def wsd(
     shape: Shape = "linear",
     min_ratio: float = 0.1,
     parameter: float | None = None,
-    touches: Touches = "end",
+    inclusive: Inclusive = "end",
     warmup_start: float = 0.0,
-    beyond: Beyond = "hold",
+    after_end: AfterEnd = "hold",
 ) -> Schedule:
     """Warmup-stable-decay: each budget decays on a branch of its own, from a checkpoint of the stable phase.
 
@@ -102,11 +102,11 @@ def wsd(
         shape: How the decays fall (`zoo.schedules.level`).
         min_ratio: The level that they end at.
         parameter: The number that some shapes need.
-        touches: ``end``: the first update of a decay is already lower and the last is at ``min_ratio``
+        inclusive: ``end``: the first update of a decay is already lower and the last is at ``min_ratio``
             (one short of it where that is 0, which would be an update that does nothing); ``start``: as
             in optax and transformers.
         warmup_start: The factor that the warm-up comes from.
-        beyond: What follows the last budget.
+        after_end: What follows the last budget.
 
     Raises:
         ValueError: budgets that do not increase, or decays that begin before the warm-up is over.
@@ -119,7 +119,7 @@ def wsd(
         _check_room(total, length, warmup, f"the warm-up of {warmup} updates")
         branch = None
         if length and total != budgets[-1]:
-            branch = decay_segment(pre, total, min_ratio, shape, parameter, touches)
+            branch = decay_segment(pre, total, min_ratio, shape, parameter, inclusive)
         made.append(Budget(total, pre, total, branch))
     if any(after.pre < before.pre for before, after in pairwise(made)):  # type: ignore[operator]
         raise ValueError(
@@ -127,10 +127,10 @@ def wsd(
             "later budget must not branch off before an earlier one; give its decay fewer updates"
         )
     start, end = budgets[-1] - lengths[-1], budgets[-1]
-    trunk = [*warmup_segments(warmup, warmup_start, touches, end), *stable_segments(warmup, start)]
+    trunk = [*warmup_segments(warmup, warmup_start, inclusive, end), *stable_segments(warmup, start)]
     if lengths[-1]:
-        trunk.append(decay_segment(start, end, min_ratio, shape, parameter, touches))
-    return Schedule(tuple(trunk), tuple(made), beyond)
+        trunk.append(decay_segment(start, end, min_ratio, shape, parameter, inclusive))
+    return Schedule(tuple(trunk), tuple(made), after_end)
 
 
 def wsds(
@@ -143,11 +143,11 @@ def wsds(
     parameter: float | None = None,
     compute_matched: bool = False,
     rewarmup: int = 0,
-    touches: Touches = "end",
+    inclusive: Inclusive = "end",
     warmup_start: float = 0.0,
-    beyond: Beyond = "hold",
+    after_end: AfterEnd = "hold",
 ) -> Schedule:
-    """WSD-S: every decay on the one road, and after it the learning rate jumps back to its peak.
+    """WSD-S: every decay on the trunk, and after it the learning rate jumps back to its peak.
 
     Args:
         budgets: Updates, increasing.
@@ -162,34 +162,34 @@ def wsds(
             i ends at T_i plus the decays before it (the authors' 12,500, 26,250, 53,750 for 12,500,
             25,000, 50,000).
         rewarmup: Updates from a decay's end back to the peak. The authors use none.
-        touches: ``end``: the first update of a decay is already lower and the last is at ``min_ratio``
+        inclusive: ``end``: the first update of a decay is already lower and the last is at ``min_ratio``
             (one short of it where that is 0, which would be an update that does nothing); ``start``: as
             in optax and transformers.
         warmup_start: The factor that the warm-up comes from.
-        beyond: What follows the last budget.
+        after_end: What follows the last budget.
 
     Raises:
         ValueError: budgets that do not increase, or decays for which there is no room.
     """
     budgets, warmup, rewarmup = _checked(budgets), whole("warmup", warmup), whole("rewarmup", rewarmup)
     lengths = _decays(budgets, decay, decay_of)
-    segments = warmup_segments(warmup, warmup_start, touches, budgets[-1])
+    segments = warmup_segments(warmup, warmup_start, inclusive, budgets[-1])
     made: list[Budget] = []
     spent = 0
     for total, length in zip(budgets, lengths, strict=True):
         end = total + (spent if compute_matched else 0)
         busy = segments[-1].end if segments else 0
         if made and rewarmup and made[-1].post == busy:
-            segments += warmup_segments(rewarmup, min_ratio, touches, end - busy, busy)
+            segments += warmup_segments(rewarmup, min_ratio, inclusive, end - busy, busy)
             busy += rewarmup
         before = f"budget {made[-1].updates}" if made else f"the warm-up of {warmup} updates"
         _check_room(total, length, busy, before, end)
         segments += stable_segments(busy, end - length)
         if length:
-            segments.append(decay_segment(end - length, end, min_ratio, shape, parameter, touches))
+            segments.append(decay_segment(end - length, end, min_ratio, shape, parameter, inclusive))
         made.append(Budget(total, end - length, end))
         spent += length
-    return Schedule(tuple(segments), tuple(made), beyond)
+    return Schedule(tuple(segments), tuple(made), after_end)
 
 
 def wsm(
@@ -201,7 +201,7 @@ def wsm(
     shape: Shape = "linear",
     min_ratio: float = 0.0,
     parameter: float | None = None,
-    touches: Touches = "end",
+    inclusive: Inclusive = "end",
     warmup_start: float = 0.0,
 ) -> Schedule:
     """Warmup-stable-merge (arXiv 2507.17634): no decay at all; a weighted mean of snapshots stands in for it.
@@ -220,7 +220,7 @@ def wsm(
         shape: The decay that the weights imitate.
         min_ratio: The level that this decay ends at.
         parameter: The number that some shapes need.
-        touches: Which end of the warm-up has an update of its own (`Segment`).
+        inclusive: Which end of the warm-up has an update of its own (`Segment`).
         warmup_start: The factor that the warm-up comes from.
 
     Raises:
@@ -242,8 +242,8 @@ def wsm(
         _check_room(total, total - first, warmup, f"the warm-up of {warmup} updates")
         merge = Merge(first, total, every, shape, min_ratio, parameter)
         made.append(Budget(total, total, total, merge=merge))
-    head = warmup_segments(warmup, warmup_start, touches, budgets[-1])
-    return Schedule((*head, *stable_segments(warmup, budgets[-1])), tuple(made), beyond="peak")
+    head = warmup_segments(warmup, warmup_start, inclusive, budgets[-1])
+    return Schedule((*head, *stable_segments(warmup, budgets[-1])), tuple(made), after_end="peak")
 
 
 def from_breakpoints(
@@ -252,9 +252,9 @@ def from_breakpoints(
     warmup: int = 0,
     min_ratio: float = 0.1,
     parameter: float | None = None,
-    touches: Touches = "end",
+    inclusive: Inclusive = "end",
     warmup_start: float = 0.0,
-    beyond: Beyond = "hold",
+    after_end: AfterEnd = "hold",
 ) -> Schedule:
     """A schedule by the points where its segments end, as the authors' configs write them (``haps``).
 
@@ -264,9 +264,9 @@ def from_breakpoints(
         warmup: Updates of linear warm-up, at the beginning of the first segment.
         min_ratio: The level that decays end at.
         parameter: The number that some shapes need.
-        touches: Which end of a ramp has an update of its own (`Segment`).
+        inclusive: Which end of a ramp has an update of its own (`Segment`).
         warmup_start: The factor that the first warm-up comes from.
-        beyond: What follows the end.
+        after_end: What follows the end.
 
     Returns:
         The schedule. Each decay's end is a budget, branched from its beginning if a constant segment
@@ -286,18 +286,18 @@ def from_breakpoints(
     points, warmup = [whole("points", point) for point in points], whole("warmup", warmup)
     if not points or any(after <= before for before, after in pairwise([0, *points])):
         raise ValueError(f"points must be numbers of updates that increase, got {points}")
-    segments = warmup_segments(warmup, warmup_start, touches, points[0])
+    segments = warmup_segments(warmup, warmup_start, inclusive, points[0])
     budgets: list[Budget] = []
     for number, (start, end, shape) in enumerate(zip([warmup, *points], points, shapes, strict=False)):
         if shape == "constant":
             segments += stable_segments(start, end)
         elif shape == "warmup":
-            segments += warmup_segments(end - start, 0.0, touches, end - start, start)
+            segments += warmup_segments(end - start, 0.0, inclusive, end - start, start)
         elif start < end:
-            segments.append(decay_segment(start, end, min_ratio, shape, parameter, touches))
+            segments.append(decay_segment(start, end, min_ratio, shape, parameter, inclusive))
             steady = number > 0 and shapes[number - 1] == "constant"
             budgets.append(Budget(end, start if steady else None, end))
-    return Schedule(tuple(segments), tuple(budgets), beyond)
+    return Schedule(tuple(segments), tuple(budgets), after_end)
 
 
 def _checked(budgets: Sequence[int]) -> list[int]:

@@ -10,20 +10,20 @@ from typing import Any, overload
 
 from zoo.schedules._ramps import stable_segments, warmup_segments
 from zoo.schedules.builders import cyclic_cosine
-from zoo.schedules.schedule import Beyond, RunSchedule, Schedule
-from zoo.schedules.segments import Budget, Segment, Touches, whole
+from zoo.schedules.schedule import AfterEnd, RunSchedule, Schedule
+from zoo.schedules.segments import Budget, Inclusive, Segment, whole
 
 
 @overload
 def constant(
-    updates: int, warmup: float = ..., warmup_start: float = ..., touches: Touches = ...
+    updates: int, warmup: float = ..., warmup_start: float = ..., inclusive: Inclusive = ...
 ) -> Schedule: ...
 @overload
 def constant(
-    updates: None = ..., warmup: float = ..., warmup_start: float = ..., touches: Touches = ...
+    updates: None = ..., warmup: float = ..., warmup_start: float = ..., inclusive: Inclusive = ...
 ) -> RunSchedule: ...
 def constant(
-    updates: int | None = None, warmup: float = 0, warmup_start: float = 0.0, touches: Touches = "end"
+    updates: int | None = None, warmup: float = 0, warmup_start: float = 0.0, inclusive: Inclusive = "end"
 ) -> RunSchedule:
     """Warm-up, then the peak learning rate, also after the end.
 
@@ -31,37 +31,37 @@ def constant(
         updates: How long the schedule is; None for as long as the run.
         warmup: Linear warm-up in updates, or as a share of the schedule, below 1.
         warmup_start: The factor that the warm-up comes from.
-        touches: Whether the warm-up's last update is at the peak (``end``) or its first at ``warmup_start``
+        inclusive: Whether the warm-up's last update is at the peak (``end``) or its first at ``warmup_start``
             (``start``).
 
     Raises:
         ValueError: the warm-up is longer than the schedule.
     """
     if updates is None:
-        return RunSchedule(partial(constant, warmup=warmup, warmup_start=warmup_start, touches=touches))
+        return RunSchedule(partial(constant, warmup=warmup, warmup_start=warmup_start, inclusive=inclusive))
     updates = whole("updates", updates)
     length = _length(warmup, updates)
-    head = warmup_segments(length, warmup_start, touches, updates)
-    return Schedule((*head, *stable_segments(length, updates)), beyond="peak")
+    head = warmup_segments(length, warmup_start, inclusive, updates)
+    return Schedule((*head, *stable_segments(length, updates)), after_end="peak")
 
 
 @overload
 def cosine(
-    updates: int, warmup: float = ..., min_ratio: float = ..., touches: Touches = ...,
-    warmup_start: float = ..., beyond: Beyond = ...,
+    updates: int, warmup: float = ..., min_ratio: float = ..., inclusive: Inclusive = ...,
+    warmup_start: float = ..., after_end: AfterEnd = ...,
 ) -> Schedule: ...  # fmt: skip
 @overload
 def cosine(
-    updates: None = ..., warmup: float = ..., min_ratio: float = ..., touches: Touches = ...,
-    warmup_start: float = ..., beyond: Beyond = ...,
+    updates: None = ..., warmup: float = ..., min_ratio: float = ..., inclusive: Inclusive = ...,
+    warmup_start: float = ..., after_end: AfterEnd = ...,
 ) -> RunSchedule: ...  # fmt: skip
 def cosine(
     updates: int | None = None,
     warmup: float = 0,
     min_ratio: float = 0.1,
-    touches: Touches = "end",
+    inclusive: Inclusive = "end",
     warmup_start: float = 0.0,
-    beyond: Beyond = "hold",
+    after_end: AfterEnd = "hold",
 ) -> RunSchedule:
     """Warm-up and half a cosine: one model, for one budget.
 
@@ -69,18 +69,18 @@ def cosine(
         updates: The budget; None for as long as the run.
         warmup: Linear warm-up in updates, or as a share of the budget, below 1.
         min_ratio: The last factor.
-        touches: Which end of a ramp has an update of its own (`Segment`).
+        inclusive: Which end of a ramp has an update of its own (`Segment`).
         warmup_start: The factor that the warm-up comes from.
-        beyond: What follows the end.
+        after_end: What follows the end.
 
     Raises:
         ValueError: the warm-up is as long as the budget or longer.
     """
     options: dict[str, Any] = {
         "min_ratio": min_ratio,
-        "touches": touches,
+        "inclusive": inclusive,
         "warmup_start": warmup_start,
-        "beyond": beyond,
+        "after_end": after_end,
     }
     if updates is None:
         return RunSchedule(partial(cosine, warmup=warmup, **options))

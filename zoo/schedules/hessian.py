@@ -64,7 +64,7 @@ def hessian_eigenvalues(
 
     Raises:
         ValueError: no batches, nothing to train, fewer iterations or parameters than eigenvalues, or a loss
-            that is no scalar.
+            that is not a scalar.
 
     >>> point = torch.nn.ParameterDict({"x": torch.zeros(3)})
     >>> valley = lambda module, scale: 0.5 * (scale * module["x"] ** 2).sum()

@@ -53,7 +53,7 @@ def interpolate(
 
     Args:
         module: The module that the checkpoints are of, on the device of the batches.
-        a: State dict at 0. What is no floating-point number is taken from it everywhere.
+        a: State dict at 0. What is not a floating-point number is taken from it everywhere.
         b: State dict at 1.
         loss: Of a module and a batch, a scalar; ``type(module).loss`` for a method.
         batches: Evaluated at each point; the mean over them counts each the same.

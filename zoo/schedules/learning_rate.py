@@ -65,7 +65,7 @@ class InverseSquareRootLR(LRScheduler):
     """The optimizer's learning rate over sqrt(max(updates / steps, 1)): constant, then falling.
 
     EDM2's (Karras et al. 2023, arXiv 2312.02696); ECT (Geng et al. 2024, arXiv 2406.14548) takes it on
-    ImageNet-64. It has no end, so it is no `Schedule`.
+    ImageNet-64. It has no end, so it is not a `Schedule`.
 
     Args:
         optimizer: The optimizer; a config leaves it out, the module gives it.

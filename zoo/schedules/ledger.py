@@ -16,7 +16,7 @@ Kind = Literal["pre", "post", "snapshot", "merged"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """A checkpoint that a schedule asked for.
 
     Args:
@@ -40,22 +40,22 @@ class Entry:
     schedule: str
 
 
-def read_ledger(folder: str | Path) -> list[Entry]:
+def read_ledger(folder: str | Path) -> list[LedgerEntry]:
     """The entries of a folder, in the order of their making; none if it has no ledger.
 
     Raises:
-        ValueError: the file is no ledger.
+        ValueError: the file is not a ledger.
     """
     path = Path(folder) / LEDGER_FILE
     if not path.is_file():
         return []
     try:
-        return [Entry(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))["entries"]]
+        return [LedgerEntry(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))["entries"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no ledger ({error}): move it away, and a new one is begun") from error
+        raise ValueError(f"{path} is not a ledger ({error}): move it away, and a new one is begun") from error
 
 
-def write_ledger(folder: str | Path, entries: Iterable[Entry]) -> None:
+def write_ledger(folder: str | Path, entries: Iterable[LedgerEntry]) -> None:
     """Adds entries to a folder's ledger; an entry takes the place of an older one of the same file."""
     merged = {entry.path: entry for entry in [*read_ledger(folder), *entries]}
     text = json.dumps({"entries": [asdict(entry) for entry in merged.values()]}, indent=1)

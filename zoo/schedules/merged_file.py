@@ -37,9 +37,9 @@ def merge_checkpoints(
     """Writes the weighted mean of checkpoints.
 
     Sums are taken in float64 and rounded once to each tensor's own type, so the order of the files makes
-    no difference beyond that rounding. What is no floating-point number (counters, masks) is the last
+    no difference beyond that rounding. What is not a floating-point number (counters, masks) is the last
     file's. Running statistics of batch normalization are averaged like weights, which is not what the
-    averaged weights would measure: estimate them anew (`torch.optim.swa_utils.update_bn`).
+    averaged weights would measure: re-estimate them (`torch.optim.swa_utils.update_bn`).
 
     Args:
         paths: Lightning checkpoints (``.ckpt``, read with ``weights_only=True``) or safetensors files, all
@@ -148,7 +148,7 @@ def _mean(files: Sequence[Path], weights: Sequence[float], take: Take) -> dict[s
         places = sums[: sum(lengths)].zero_().split(lengths) if names else ()
         totals = dict(zip(names, places, strict=True))
         for file, weight in zip(files, weights, strict=True):
-            # Opened anew for each part: the pages of a mapping count as memory until it is closed.
+            # Opened again for each part: the pages of a mapping count as memory until it is closed.
             tensors = _open(file, take)
             for name, total in totals.items():
                 total.add_(wide[: len(total)].copy_(_real(tensors[name]).flatten()), alpha=weight)

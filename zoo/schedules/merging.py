@@ -6,7 +6,7 @@ between snapshots i - 1 and i (theta_i = theta_(i-1) - g_i), WSM (arXiv 2507.176
     sum over j of c_j theta_j = theta_0 - sum over i of w_i g_i,    w_i = c_i + c_(i+1) + ... + c_k,
 
 so weights c of a mean are a decay with levels w, and any decay that never rises gives weights:
-c_0 = 1 - w_1, c_j = w_j - w_(j+1), c_k = w_k. It is emulation: the gradients are those of the road that
+c_0 = 1 - w_1, c_j = w_j - w_(j+1), c_k = w_k. It is emulation: the gradients are those of the trunk that
 was not decayed. Equal weights (LAWA, SWA) are a linear decay to zero; geometric ones an average as EMA
 takes it.
 """
@@ -126,7 +126,7 @@ def weights_of_shape(
     """The weights that imitate a decay of a shape.
 
     Between snapshots i - 1 and i of k + 1 the decay stands at p = i / (k + 1): neither end has an interval
-    of its own (`Segment` calls it ``touches: neither``), so that the linear decay to 0 gives equal weights.
+    of its own (`Segment` calls it ``inclusive: neither``), so that the linear decay to 0 gives equal weights.
 
     Args:
         shape: How the decay falls.

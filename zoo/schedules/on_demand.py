@@ -10,7 +10,7 @@ import math
 from typing import Literal
 
 from zoo.schedules.schedule import Schedule
-from zoo.schedules.segments import Touches, check_ratio, whole
+from zoo.schedules.segments import Inclusive, check_ratio, whole
 from zoo.schedules.shapes import Shape, check_shape
 
 
@@ -30,7 +30,7 @@ class DecayOnDemand:
         shape: How it falls.
         min_ratio: The level that it ends at.
         parameter: The number that some shapes need.
-        touches: Which end of the decay has an update of its own (`zoo.schedules.Segment`).
+        inclusive: Which end of the decay has an update of its own (`zoo.schedules.Segment`).
         then: ``stop`` the run after it, or ``continue`` with the plan.
 
     Raises:
@@ -49,7 +49,7 @@ class DecayOnDemand:
         shape: Shape = "linear",
         min_ratio: float = 0.1,
         parameter: float | None = None,
-        touches: Touches = "end",
+        inclusive: Inclusive = "end",
         then: Literal["stop", "continue"] = "stop",
     ) -> None:
         if file is None and monitor is None:
@@ -69,7 +69,7 @@ class DecayOnDemand:
         self.file, self.monitor, self.every = file, monitor, every
         self.mode, self.patience, self.min_delta = mode, patience, min_delta
         self.decay, self.shape, self.min_ratio = decay, shape, min_ratio
-        self.parameter, self.touches, self.then = parameter, touches, then
+        self.parameter, self.inclusive, self.then = parameter, inclusive, then
         self.best, self.waited = -math.inf, 0
 
     def stalled(self, value: float) -> bool:
@@ -81,14 +81,14 @@ class DecayOnDemand:
             self.waited += 1
         return self.waited >= self.patience
 
-    def begin(self, road: Schedule, step: int) -> Schedule:
-        """The road with a decay that begins at ``step``; the watching starts anew.
+    def begin(self, trunk: Schedule, step: int) -> Schedule:
+        """The trunk with a decay that begins at ``step``; monitoring restarts.
 
         Raises:
             ValueError: the plan has no room for it.
         """
         updates = max(int(step * self.decay / (1 - self.decay) + 0.5), 1)
-        aimed: Touches = "neither" if self.touches == "end" and self.min_ratio == 0 else self.touches
-        made = road.with_decay(step, updates, self.min_ratio, self.shape, self.parameter, aimed, self.then)
+        aimed: Inclusive = "neither" if self.inclusive == "end" and self.min_ratio == 0 else self.inclusive
+        made = trunk.with_decay(step, updates, self.min_ratio, self.shape, self.parameter, aimed, self.then)
         self.best, self.waited = -math.inf, 0
         return made

@@ -42,8 +42,8 @@ def ascii_plot(plan: Schedule, width: int = 72, height: int = 8) -> str:
     edges = [n * plan.end // width for n in range(width + 1)]
     trunk = _means(plan, edges, 0)
     branches = [0.0] * width
-    for leg, following in pairwise(plan.legs):
-        heights = _means(leg.schedule, edges, following.start)
+    for sub_run, following in pairwise(plan.sub_runs):
+        heights = _means(sub_run.schedule, edges, following.start)
         branches = [max(pair) for pair in zip(branches, heights, strict=True)]
     marks = [" "] * width
     for budget in plan.budgets:
@@ -102,13 +102,13 @@ def save_plot(path: str | Path, plan: Schedule, title: str = "") -> None:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.add_subplot()
     _stairs(axes, plan, 0, color="C0", linewidth=1.5)
-    for leg, following in pairwise(plan.legs):
-        _stairs(axes, leg.schedule, following.start, color="C0", linewidth=1, linestyle="--")
-    for leg in plan.legs:
-        for budget in leg.schedule.budgets:
+    for sub_run, following in pairwise(plan.sub_runs):
+        _stairs(axes, sub_run.schedule, following.start, color="C0", linewidth=1, linestyle="--")
+    for sub_run in plan.sub_runs:
+        for budget in sub_run.schedule.budgets:
             if budget.pre:
-                axes.plot(budget.pre, leg.schedule.factor(budget.pre - 1), "o", color="C2", zorder=3)
-            height = leg.schedule.factor(budget.post - 1)
+                axes.plot(budget.pre, sub_run.schedule.factor(budget.pre - 1), "o", color="C2", zorder=3)
+            height = sub_run.schedule.factor(budget.post - 1)
             axes.plot(budget.post, height, "s", color="C3", zorder=3)
             place = (7, -4) if height < 1 else (-8, 7)  # beside the line that leads to it
             axes.annotate(f"{budget.updates:,}", (budget.post, height), place, textcoords="offset points")

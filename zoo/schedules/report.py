@@ -22,7 +22,8 @@ class Scored:
 
     Args:
         updates: Updates computed in all.
-        bounds: The convex bound at each budget, for the base rate that is best for the last budget of a road.
+        bounds: The convex bound at each budget, for the base rate that is best for the last budget
+            of a schedule without branches.
         losses: The forecast loss at each budget; empty without a law.
     """
 
@@ -47,7 +48,7 @@ def alternatives(plan: Schedule) -> dict[str, list[Schedule]]:
     falling = [
         s for s in (*plan.segments, *(b.branch for b in plan.budgets)) if s is not None and s.phase == "decay"
     ]
-    low = falling[-1].last if falling else 0.1
+    low = falling[-1].end_factor if falling else 0.1
     lengths: list[float] = [
         budget.post - budget.pre
         if budget.pre is not None and budget.pre < budget.post
@@ -93,18 +94,18 @@ def score(plans: Sequence[Schedule], peak: float = 1.0, law: PowerLaw | None = N
         levels, lengths = staircase(plan, plan.end)
         rate = convex_bound(levels, lengths=lengths).rate
         for budget in plan.budgets:
-            levels, lengths = staircase(road_to(plan, budget), budget.post)
+            levels, lengths = staircase(branch_to(plan, budget), budget.post)
             bounds.append(convex_bound(levels, lengths=lengths).at(rate))
             if law is not None:
                 losses.append(float(law.loss(peak * levels, lengths=lengths)[0]))
     return Scored(sum(plan.total_updates for plan in plans), tuple(bounds), tuple(losses))
 
 
-def road_to(plan: Schedule, budget: Budget) -> Schedule:
-    """The schedule of the leg that a budget's model is made on."""
-    for leg in plan.legs:
-        if any(other.updates == budget.updates for other in leg.schedule.budgets):
-            return leg.schedule
+def branch_to(plan: Schedule, budget: Budget) -> Schedule:
+    """The schedule of the sub-run that a budget's model is made on."""
+    for sub_run in plan.sub_runs:
+        if any(other.updates == budget.updates for other in sub_run.schedule.budgets):
+            return sub_run.schedule
     raise ValueError(f"the schedule has no budget of {budget.updates} updates")
 
 
@@ -153,10 +154,10 @@ def _segments(plan: Schedule) -> list[tuple[str, ...]]:
         (
             f"{segment.start:,} - {segment.end:,}",
             segment.phase + note,
-            f"{segment.first:g}"
-            if segment.first == segment.last
-            else f"{segment.first:g} -> {segment.last:g}",
-            "" if segment.first == segment.last else segment.shape,
+            f"{segment.start_factor:g}"
+            if segment.start_factor == segment.end_factor
+            else f"{segment.start_factor:g} -> {segment.end_factor:g}",
+            "" if segment.start_factor == segment.end_factor else segment.shape,
         )
         for segment, note in rows
     ]
@@ -168,7 +169,7 @@ def _budgets(plan: Schedule, tokens: int | None) -> list[tuple[str, ...]]:
     for budget in plan.budgets:
         made = f"{budget.post:,}" + (f" (merge of {len(budget.merge.steps)})" if budget.merge else "")
         start = "" if budget.pre is None or budget.merge else f"{budget.pre:,}"
-        river = f"{road_to(plan, budget).river_time(budget.post):,.0f}"
+        river = f"{branch_to(plan, budget).river_time(budget.post):,.0f}"
         rows.append((f"{budget.updates:,}", start, made, f"{left + budget.post:,}", river))
         if tokens:
             rows[-1] = (*rows[-1], _short(budget.post * tokens))

@@ -1,9 +1,9 @@
-"""`Schedule`: a learning-rate schedule as plain data, which can be looked at before it is paid for.
+"""`Schedule`: a learning-rate schedule as plain data, whose cost can be inspected before running it.
 
-A schedule is the road of one run (its *trunk*), cut into segments, and the budgets whose models it
-makes. WSD (Hu et al. 2024, arXiv 2404.06395) decays beside the road: each budget but the last has a
-branch that starts at a point of the trunk and is thrown away after its end. WSD-S (Wen et al. 2024,
-arXiv 2410.05192) decays on the road itself.
+A schedule is the trunk of a run, cut into segments, and the budgets whose models it makes. WSD (Hu et al.
+2024, arXiv 2404.06395) decays beside the trunk: each budget but the last has a branch that starts at a point
+of the trunk and is thrown away after its end. WSD-S (Wen et al. 2024,
+arXiv 2410.05192) decays on the trunk itself.
 
 Everything is counted in updates of the optimizer; ``factor(k)`` multiplies the peak learning rate in
 update number k, counted from 0. Nothing here needs torch or Lightning. Learning rates are functions of
@@ -23,21 +23,21 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.schedules.segments import Budget, Merge, Phase, Segment, Touches, whole
+from zoo.schedules.segments import Budget, Inclusive, Merge, Phase, Segment, whole
 from zoo.schedules.shapes import Shape
 
-Beyond = Literal["hold", "peak"]
-_FORMAT = 1  # of the JSON
+AfterEnd = Literal["hold", "peak"]
+_FORMAT = 2  # of the JSON
 _CHUNK = 1 << 18  # updates at once: 2 MB
 
 
 @dataclass(frozen=True)
-class Leg:
+class SubRun:
     """A part of a plan that runs without going back.
 
     Args:
         start: The update that it goes on from: 0, or that of an earlier budget's pre-decay checkpoint.
-        schedule: The road from update 0 to this leg's end, without branches.
+        schedule: The schedule from update 0 to this sub-run's end, without branches.
     """
 
     start: int
@@ -80,7 +80,7 @@ class Schedule(RunSchedule):
     Args:
         segments: The trunk, from update 0, without gaps.
         budgets: By number of updates.
-        beyond: The factor after the last segment: that segment's last level (``hold``) or 1 (``peak``).
+        after_end: The factor after the last segment: that segment's last level (``hold``) or 1 (``peak``).
 
     Raises:
         ValueError: gaps or overlaps, or budgets that the segments do not serve.
@@ -96,12 +96,14 @@ class Schedule(RunSchedule):
     # No dataclass: configs may then name the functions that build one (jsonargparse closes dataclasses
     # to them).
     def __init__(
-        self, segments: Sequence[Segment], budgets: Sequence[Budget] = (), beyond: Beyond = "hold"
+        self, segments: Sequence[Segment], budgets: Sequence[Budget] = (), after_end: AfterEnd = "hold"
     ) -> None:
-        self.segments, self.budgets, self.beyond = tuple(segments), tuple(budgets), beyond
+        self.segments, self.budgets, self.after_end = tuple(segments), tuple(budgets), after_end
         self._starts = [segment.start for segment in self.segments]
-        if self.beyond not in get_args(Beyond):
-            raise ValueError(f"beyond must be one of {', '.join(get_args(Beyond))}, got {self.beyond!r}")
+        if self.after_end not in get_args(AfterEnd):
+            raise ValueError(
+                f"after_end must be one of {', '.join(get_args(AfterEnd))}, got {self.after_end!r}"
+            )
         if not self.segments:
             raise ValueError("a schedule needs at least one segment")
         expected = 0
@@ -141,7 +143,7 @@ class Schedule(RunSchedule):
             )
 
     def __eq__(self, other: object) -> bool:
-        """Whether the segments, the budgets and what lies beyond are the same."""
+        """Whether the segments, the budgets and what follows the end are the same."""
         return isinstance(other, Schedule) and self._fields() == other._fields()
 
     def __hash__(self) -> int:
@@ -150,10 +152,10 @@ class Schedule(RunSchedule):
 
     def __repr__(self) -> str:
         """As Python would build it."""
-        return f"Schedule({list(self.segments)}, {list(self.budgets)}, {self.beyond!r})"
+        return f"Schedule({list(self.segments)}, {list(self.budgets)}, {self.after_end!r})"
 
-    def _fields(self) -> tuple[tuple[Segment, ...], tuple[Budget, ...], Beyond]:
-        return self.segments, self.budgets, self.beyond
+    def _fields(self) -> tuple[tuple[Segment, ...], tuple[Budget, ...], AfterEnd]:
+        return self.segments, self.budgets, self.after_end
 
     def for_run(self, updates: int) -> "Schedule":
         """Itself, however long the run is."""
@@ -174,7 +176,7 @@ class Schedule(RunSchedule):
         segment = self._segment(step)
         if segment is not None:
             return segment.factor(step)
-        return 1.0 if self.beyond == "peak" else self.segments[-1].last
+        return 1.0 if self.after_end == "peak" else self.segments[-1].end_factor
 
     def phase(self, step: int) -> Phase:
         """The phase of update number ``step``; past the end, stable at the peak and decay if the last
@@ -183,7 +185,7 @@ class Schedule(RunSchedule):
         segment = self._segment(step)
         if segment is not None:
             return segment.phase
-        return "stable" if self.beyond == "peak" else self.segments[-1].phase
+        return "stable" if self.after_end == "peak" else self.segments[-1].phase
 
     def _segment(self, step: int) -> Segment | None:
         if step < 0:
@@ -225,11 +227,11 @@ class Schedule(RunSchedule):
         return math.fsum([*(segment.sum(stop) for segment in self.segments), held])
 
     @property
-    def legs(self) -> tuple[Leg, ...]:
-        """What to run, in order: each branch's road from the branch point before, then the rest of the
+    def sub_runs(self) -> tuple[SubRun, ...]:
+        """What to run, in order: each branch from the branch point before, then the rest of the
         trunk.
         """
-        legs: list[Leg] = []
+        sub_runs: list[SubRun] = []
         start = 0
         done: list[Budget] = []
         for budget in self.budgets:
@@ -237,12 +239,12 @@ class Schedule(RunSchedule):
                 cut = self.cut(budget.branch.start)
                 own = [b for b in self.budgets if b.branch is None and b.post <= budget.branch.start]
                 made = replace(budget, branch=None)
-                road = Schedule((*cut.segments, budget.branch), _by_updates([*own, made]))
-                legs.append(Leg(start, road))
+                branch = Schedule((*cut.segments, budget.branch), _by_updates([*own, made]))
+                sub_runs.append(SubRun(start, branch))
                 start = budget.branch.start
             else:
                 done.append(budget)
-        return (*legs, Leg(start, Schedule(self.segments, tuple(done), self.beyond)))
+        return (*sub_runs, SubRun(start, Schedule(self.segments, tuple(done), self.after_end)))
 
     def cut(self, stop: int) -> "Schedule":
         """The first ``stop`` updates as a schedule of their own, with the same factors.
@@ -255,7 +257,7 @@ class Schedule(RunSchedule):
             if segment.end <= stop:
                 kept.append(segment)
             elif segment.start < stop:
-                if segment.first != segment.last:
+                if segment.start_factor != segment.end_factor:
                     raise ValueError(
                         f"update {stop} lies within the {segment.phase} from {segment.start} to "
                         f"{segment.end}: a schedule can be cut in a stable phase or at the end of a "
@@ -272,7 +274,7 @@ class Schedule(RunSchedule):
         min_ratio: float = 0.1,
         shape: Shape = "linear",
         parameter: float | None = None,
-        touches: Touches = "end",
+        inclusive: Inclusive = "end",
         then: Literal["stop", "continue"] = "stop",
     ) -> "Schedule":
         """The same past with a decay that begins now: what a run does when it is told to decay.
@@ -283,7 +285,7 @@ class Schedule(RunSchedule):
             min_ratio: The level that it ends at.
             shape: How it goes there.
             parameter: The number that some shapes need.
-            touches: See `Segment`.
+            inclusive: See `Segment`.
             then: ``stop`` ends the schedule after the decay; ``continue`` goes back to the plan, as
                 WSD-S does.
 
@@ -292,13 +294,13 @@ class Schedule(RunSchedule):
                 updates.
         """
         before = self.cut(step) if step <= self.end else self._held(step)
-        top = before.segments[-1].last
-        decay = Segment("decay", step, step + updates, top, min_ratio, shape, parameter, touches)
+        top = before.segments[-1].end_factor
+        decay = Segment("decay", step, step + updates, top, min_ratio, shape, parameter, inclusive)
         made = Budget(step + updates, step, step + updates)
         if then == "stop":
             return Schedule((*before.segments, decay), _by_updates([*before.budgets, made]))
         for ramp in self.segments:
-            if ramp.first != ramp.last and step < ramp.end and ramp.start < decay.end:
+            if ramp.start_factor != ramp.end_factor and step < ramp.end and ramp.start < decay.end:
                 raise ValueError(
                     f"a decay of {updates} updates from update {step} runs into the {ramp.phase} that "
                     f"begins at update {ramp.start}: give it at most {ramp.start - step} updates, or "
@@ -308,13 +310,13 @@ class Schedule(RunSchedule):
         after = [replace(segment, start=max(segment.start, decay.end)) for segment in rest]
         later = [budget for budget in self.budgets if budget.branch is not None or budget.post > decay.end]
         kept = _by_updates([*before.budgets, made, *later])
-        return Schedule((*before.segments, decay, *after), kept, self.beyond)
+        return Schedule((*before.segments, decay, *after), kept, self.after_end)
 
     def _held(self, step: int) -> "Schedule":
         """The trunk drawn out to ``step`` updates, beyond its end."""
         held = self.factor(self.end)
         tail = Segment(self.phase(self.end), self.end, step, held, held)
-        return Schedule((*self.segments, tail), self.budgets, self.beyond)
+        return Schedule((*self.segments, tail), self.budgets, self.after_end)
 
     def first_difference(self, other: "Schedule", stop: int) -> int | None:
         """The first of the updates 0 to ``stop - 1`` whose factors differ between two trunks; None if
@@ -338,11 +340,8 @@ class Schedule(RunSchedule):
 
     def to_json(self) -> str:
         """The schedule as JSON; `from_json` gives back an equal one."""
-        segments = [_plain(segment) for segment in self.segments]
-        budgets = [
-            asdict(budget) | {"branch": budget.branch and _plain(budget.branch)} for budget in self.budgets
-        ]
-        data = {"segments": segments, "budgets": budgets, "beyond": self.beyond}
+        segments, budgets = map(asdict, self.segments), map(asdict, self.budgets)
+        data = {"segments": list(segments), "budgets": list(budgets), "after_end": self.after_end}
         return json.dumps({"format": _FORMAT, **data})
 
     @staticmethod
@@ -350,7 +349,7 @@ class Schedule(RunSchedule):
         """The schedule that `to_json` wrote.
 
         Raises:
-            ValueError: it is no such text, or of a later format.
+            ValueError: it is not such a text, or has another format.
         """
         try:
             data: dict[str, Any] = json.loads(text)
@@ -367,21 +366,15 @@ class Schedule(RunSchedule):
                 for budget in data["budgets"]
             )
             return Schedule(
-                tuple(Segment(**segment) for segment in data["segments"]), budgets, data["beyond"]
+                tuple(Segment(**segment) for segment in data["segments"]), budgets, data["after_end"]
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"this is no schedule of the zoo: {error}") from error
+            raise ValueError(f"this is not a schedule of the zoo: {error}") from error
 
     @property
     def hash(self) -> str:
         """Twelve hexadecimal digits that equal schedules share."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
-
-
-def _plain(segment: Segment) -> dict[str, Any]:
-    """A segment as JSON has it: without a span where there is none, as schedules were always written."""
-    data = asdict(segment)
-    return {name: value for name, value in data.items() if name != "span" or value is not None}
 
 
 def _by_updates(budgets: list[Budget]) -> tuple[Budget, ...]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from zoo.schedules.shapes import Shape, check_shape, level
 
 Phase = Literal["warmup", "stable", "decay"]
-Touches = Literal["start", "end", "neither"]
+Inclusive = Literal["start", "end", "neither"]
 _CHUNK = 1 << 18  # updates at once: 2 MB
 
 
@@ -29,7 +29,7 @@ def whole(name: str, value: Any) -> int:
         value: An integer of any type, or a float such as 400.0.
 
     Raises:
-        ValueError: it is no whole number.
+        ValueError: it is not a whole number.
 
     >>> whole("warmup", 400.0)
     400
@@ -69,35 +69,35 @@ class Segment:
         phase: What the segment is: warmup, stable or decay.
         start: Its first update.
         end: The first update after it.
-        first: The level that it comes from, as a multiple of the peak learning rate.
-        last: The level that it goes to.
+        start_factor: The level that it comes from, as a multiple of the peak learning rate.
+        end_factor: The level that it goes to.
         shape: How it goes there (`zoo.schedules.level`).
         parameter: The number that the shapes ``power`` and ``lowered_linear`` need.
-        touches: Which of the two levels an update of the segment has. With n updates, number j of them
+        inclusive: Which of the two levels an update of the segment has. With n updates, number j of them
             stands at j / n (``start``; optax, transformers), (j + 1) / n (``end``) or (j + 1) / (n + 1)
             (``neither``).
-        span: The updates at which the ramp is at ``first`` and at ``last``, where these are fractions or
-            lie elsewhere (`zoo.schedules.one_cycle`); None takes them from ``touches``.
+        span: The updates at which the ramp is at ``start_factor`` and at ``end_factor``, where these are
+            fractions or lie elsewhere (`zoo.schedules.one_cycle`); None takes them from ``inclusive``.
 
     Raises:
-        ValueError: no updates, a span that does not cover them, or a shape that cannot go from ``first`` to
-            ``last``.
+        ValueError: no updates, a span that does not cover them, or a shape that cannot go from
+            ``start_factor`` to ``end_factor``.
     """
 
     phase: Phase
     start: int
     end: int
-    first: float = 1.0
-    last: float = 1.0
+    start_factor: float = 1.0
+    end_factor: float = 1.0
     shape: Shape = "linear"
     parameter: float | None = None
-    touches: Touches = "end"
+    inclusive: Inclusive = "end"
     span: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         _convert(self, whole, "start", "end")
-        _convert(self, _number, "first", "last", "parameter")
-        for name, value, known in (("phase", self.phase, Phase), ("touches", self.touches, Touches)):
+        _convert(self, _number, "start_factor", "end_factor", "parameter")
+        for name, value, known in (("phase", self.phase, Phase), ("inclusive", self.inclusive, Inclusive)):
             if value not in get_args(known):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
         if not 0 <= self.start < self.end:
@@ -112,7 +112,7 @@ class Segment:
                     f"span must cover the updates {self.start} to {self.end - 1}, got {first} to {last}"
                 )
             object.__setattr__(self, "span", (first, last))  # of a list, as JSON has it
-        check_shape(self.shape, self.first, self.last, self.parameter)
+        check_shape(self.shape, self.start_factor, self.end_factor, self.parameter)
 
     def __len__(self) -> int:
         """Its updates."""
@@ -122,33 +122,35 @@ class Segment:
     def curve(self) -> tuple[Any, ...]:
         """What its factors depend on beside the update: segments of one curve agree where both are."""
         if self.is_constant:
-            return (self.last,)
-        return (self.shape, self.first, self.last, self.parameter, *self._ends())
+            return (self.end_factor,)
+        return (self.shape, self.start_factor, self.end_factor, self.parameter, *self._ends())
 
     @property
     def is_constant(self) -> bool:
         """Whether all its factors are the same."""
-        return self.first == self.last and self.shape != "lowered_linear"
+        return self.start_factor == self.end_factor and self.shape != "lowered_linear"
 
     def factor(self, step: int) -> float:
         """The factor of update number ``step`` of the run."""
         start, end = self._ends()
-        return level(self.shape, (step - start) / (end - start), self.first, self.last, self.parameter)
+        return level(
+            self.shape, (step - start) / (end - start), self.start_factor, self.end_factor, self.parameter
+        )
 
     def factors_at(self, steps: NDArray[Any]) -> NDArray[np.float64]:
         """The factors of many updates (N,); a fraction is a point between two."""
         if self.is_constant:
-            return np.full(len(steps), self.last)
+            return np.full(len(steps), self.end_factor)
         start, end = self._ends()
         p = np.asarray((steps - start) / (end - start), dtype=np.float64)
-        return level(self.shape, p, self.first, self.last, self.parameter)
+        return level(self.shape, p, self.start_factor, self.end_factor, self.parameter)
 
     def sum(self, stop: int) -> float:
         """The sum of its factors before update number ``stop``."""
         stop = min(stop, self.end)
         count = max(stop - self.start, 0)
         if self.is_constant or count == 0:
-            return count * self.last
+            return count * self.end_factor
         if self.shape == "linear":
             return count * (self.factor(self.start) + self.factor(stop - 1)) / 2
         pieces = (np.arange(k, min(k + _CHUNK, stop)) for k in range(self.start, stop, _CHUNK))
@@ -158,8 +160,8 @@ class Segment:
         """The updates at which the ramp is at its first and its last level."""
         if self.span is not None:
             return self.span
-        shift = int(self.touches != "start")
-        return self.start - shift, self.end - shift + (self.touches == "neither")
+        shift = int(self.inclusive != "start")
+        return self.start - shift, self.end - shift + (self.inclusive == "neither")
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class Budget:
-    """A number of updates that a model is wanted for, and where on the road it is made.
+    """A number of updates that a model is wanted for, and where on the trunk it is made.
 
     Args:
         updates: The budget's name: what a run for it alone would spend.

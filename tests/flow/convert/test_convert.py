@@ -13,7 +13,7 @@ from checkpoints import SMALL, UNETS, dit, persistent, preconditioned, wake, wri
 from torch import Tensor, nn
 
 from zoo.cli import main
-from zoo.flow import DiT, FlowModel, SongUNet, hand_over
+from zoo.flow import DiT, PreconditionedNetwork, SongUNet, hand_over
 from zoo.flow.convert import convert_checkpoint, flip_clock, load_converted, official_state
 from zoo.io import load_tensors, save_tensors
 
@@ -64,7 +64,7 @@ def test_a_teacher_from_a_pickle(kind: str, tmp_path: Path) -> None:
     raw = network(x / total.sqrt(), s.log() / 4, None, label)
     expected = 0.25 / total * x + column * 0.5 / total.sqrt() * raw
     assert torch.allclose(
-        FlowModel(got.network, got.preconditioning).denoise(x, s, label), expected, atol=1e-5
+        PreconditionedNetwork(got.network, got.preconditioning).denoise(x, s, label), expected, atol=1e-5
     )
     student = UNETS[kind](two_times=True).eval()
     assert "silent" in hand_over(student, got.network.state_dict())

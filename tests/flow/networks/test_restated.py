@@ -321,7 +321,7 @@ def test_a_network_is_its_equations(name: str) -> None:
         nn.init.normal_(parameter, std=0.3, generator=generator)
     z = torch.randn(4, *network.shape, dtype=F64, generator=generator)  # type: ignore[misc]
     t, h = torch.rand(2, 4, dtype=F64, generator=generator)
-    label = torch.tensor([0, 2, 3, 1])  # 3 is "no class"
+    label = torch.tensor([0, 2, 3, 1])  # 3 is unconditional
     given = (z, t, h, label)
     if augmented:
         given = (*given, torch.rand(4, 5, dtype=F64, generator=generator))  # type: ignore[assignment]

@@ -47,10 +47,10 @@ def fit(module: LightningModule, **arguments: Any) -> dict[str, Tensor]:
 @every_unet
 def test_every_stage_trains_them(kind: str) -> None:
     """Forced weights, which change in place, stand the passes of a self-teacher and of a derivative."""
-    reading = EDMPreconditioning(0.5)
-    fit(Diffusion(UNETS[kind](), preconditioning=reading))
+    preconditioning = EDMPreconditioning(0.5)
+    fit(Diffusion(UNETS[kind](), preconditioning=preconditioning))
     goal = DiscreteConsistency(RatioLevels(q=4))
-    fit(ConsistencyModel(UNETS[kind](dropout=0.2), reading, goal, path=VarianceExplodingPath()))
+    fit(ConsistencyModel(UNETS[kind](dropout=0.2), preconditioning, goal, path=VarianceExplodingPath()))
     fit(MeanFlow(UNETS[kind](two_times=True)))
 
 

@@ -1,4 +1,4 @@
-"""What every U-Net owes: its arguments matter, it runs in each mode, and it grows a second clock silently."""
+"""What every U-Net owes: its arguments matter, it runs in each mode, and it gains a second time input."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ def test_every_argument_matters_and_items_are_independent(name: str) -> None:
 def test_labels(name: str) -> None:
     network, given = build(name).eval(), inputs()
     none = network(**given | {"label": None})
-    assert none.equal(network(**given | {"label": torch.full((4,), 3)}))  # None is "no class"
+    assert none.equal(network(**given | {"label": torch.full((4,), 3)}))  # None is unconditional
     with pytest.raises((RuntimeError, IndexError)):
         network(**given | {"label": torch.full((4,), 4)})
     free = build(name, num_classes=None)
@@ -77,16 +77,16 @@ def test_labels(name: str) -> None:
 @every_network
 def test_one_clock_refuses_a_second(name: str) -> None:
     network, given = build(name, two_times=False), inputs()
-    with pytest.raises(ValueError, match="has one clock"):
+    with pytest.raises(ValueError, match="has one time input"):
         network(**given)
     assert network(**given | {"h": None}).isfinite().all()
 
 
 @every_network
-def test_a_second_clock_starts_silent_and_learns(name: str) -> None:
+def test_a_second_time_is_zero_initialized_and_learns(name: str) -> None:
     teacher = build(name, two_times=False).double().eval()
     student = build(name, seed=7).double().eval()
-    assert "silent at first" in hand_over(student, teacher.state_dict())
+    assert "zero-initialized" in hand_over(student, teacher.state_dict())
     given = inputs(torch.float64)
     expected = teacher(**given | {"h": None})
     for h in (given["h"], torch.zeros(4, dtype=torch.float64), None):
@@ -99,7 +99,7 @@ def test_a_second_clock_starts_silent_and_learns(name: str) -> None:
 
 
 @every_network
-def test_a_second_clock_with_augmentations(name: str) -> None:
+def test_a_second_time_with_augmentations(name: str) -> None:
     if name == "edm2":
         with pytest.raises(TypeError, match="augment_dim"):  # no checkpoint of it has them
             build(name, augment_dim=5)
@@ -128,10 +128,10 @@ def test_every_parameter_takes_part(name: str, changes: dict[str, Any]) -> None:
 
 
 @every_network
-@pytest.mark.parametrize("clocks", [1, 2])
-def test_forward_mode_against_central_differences(name: str, clocks: int) -> None:
-    network = build(name, two_times=clocks == 2, dropout=0.5).double()
-    given = inputs(torch.float64) | ({} if clocks == 2 else {"h": None})
+@pytest.mark.parametrize("times", [1, 2])
+def test_forward_mode_against_central_differences(name: str, times: int) -> None:
+    network = build(name, two_times=times == 2, dropout=0.5).double()
+    given = inputs(torch.float64) | ({} if times == 2 else {"h": None})
     velocity = torch.randn(given["z"].shape, generator=torch.Generator().manual_seed(2)).double()
     exact = total_derivative(network, velocity=velocity, **given)
     network.eval()

@@ -1,8 +1,8 @@
-"""Networks F(z, t, h, label): one clock t for denoisers and velocities, a second one h = t - r for mean ones.
+"""Networks F(z, t, h, label): one time input t, or a second one h = t - r for mean velocities.
 
 Whatever stands in their place takes the same arguments and has three attributes: ``shape``, the shape of one
-item; ``num_classes``, the number of classes (label ``num_classes`` means "no class") or None; and
-``two_times``, whether it has the second clock.
+item; ``num_classes``, the number of classes (label ``num_classes`` means unconditional) or None; and
+``two_times``, whether it has the second time input.
 """
 
 from typing import TYPE_CHECKING

@@ -2,12 +2,12 @@
 
 Dhariwal and Nichol 2021 (arXiv 2105.05233) in the form of EDM (Karras et al. 2022, arXiv 2206.00364, table
 7): blocks whose normalized features the condition scales and shifts, attention at several sizes with 64
-features to a head. Parameters carry the names of the EDM checkpoints below ``model.``. With two clocks the
-features of t and of h = t - r stand side by side, as in the CIFAR-10 network of MeanFlow.
+features to a head. Parameters carry the names of the EDM checkpoints below ``model.``. With two time inputs
+the features of t and of h = t - r stand side by side, as in the CIFAR-10 network of MeanFlow.
 
 It is the raw network F: scaling its input and reading its output is a preconditioning's business.
 
-Difference from the official code: labels are dropped by whoever calls ("no class" is the vector 0).
+Difference from the official code: labels are dropped by whoever calls (unconditional is the vector 0).
 """
 
 import math
@@ -38,10 +38,10 @@ class DhariwalUNet(UNet):
         width_multipliers: Features at each size, the largest size first; the side is halved between them.
         blocks: Blocks at each size.
         attention_sizes: Sides at which blocks attend.
-        num_classes: Number of classes; label ``num_classes`` means "no class". None for a network without
+        num_classes: Number of classes; label ``num_classes`` means unconditional. None for a network without
             classes.
         dropout: Probability of dropping a feature in each block, in training.
-        two_times: Whether there is a second clock h = t - r, as for mean velocities.
+        two_times: Whether there is a second time input h = t - r, as for mean velocities.
         augment_dim: Numbers that describe how an item was augmented; 0 for none.
         head_width: Features of an attention head.
         condition_multiplier: Features of the condition.
@@ -151,8 +151,8 @@ class DhariwalUNet(UNet):
         Args:
             z: Scaled states (B, C, S, S).
             t: Times (B,), as the preconditioning names them.
-            h: Steps t - r (B,), where 0 asks for the velocity at t; None for one clock.
-            label: Classes (B,) in [0, num_classes]; None means "no class" for all.
+            h: Steps t - r (B,), where 0 asks for the velocity at t; None for one time input.
+            label: Classes (B,) in [0, num_classes]; None means unconditional for all.
             augment: How the items were augmented (B, augment_dim); None means not at all.
 
         Returns:

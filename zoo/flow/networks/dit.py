@@ -1,10 +1,10 @@
-"""DiT with two clocks: a transformer on patches whose blocks are modulated by (t, t - r, label).
+"""DiT with two time inputs: a transformer on patches whose blocks are modulated by (t, t - r, label).
 
 The network of DiT (Peebles and Xie 2022, arXiv 2212.09748, "adaLN-Zero") and SiT, with the second time
 embedder of MeanFlow (Geng et al. 2025, arXiv 2505.13447): the embeddings of t, of h = t - r and of the label
 are summed. Parameters carry the names of SiT and REPA checkpoints, `h_embedder` that of the MeanFlow JAX
 code; positions are fixed. Differences: attention runs through `scaled_dot_product_attention`, and labels are
-dropped by whoever calls (the row ``num_classes`` of the table means "no class"), not in here.
+dropped by whoever calls (the row ``num_classes`` of the table means unconditional), not in here.
 
 For improved mean flow (Geng et al. 2025, arXiv 2512.02012) it may know guidance, and have a second head for
 the instantaneous velocity with some last blocks of its own. Theirs is another transformer (conditions as
@@ -115,11 +115,11 @@ class DiT(FlowNetwork):
         width: Features per token, a multiple of 4 and of ``heads``.
         depth: Number of blocks.
         heads: Attention heads.
-        num_classes: Number of classes; label ``num_classes`` means "no class". None for a network without
+        num_classes: Number of classes; label ``num_classes`` means unconditional. None for a network without
             classes.
         dropout: Probability of dropping a feature after each perceptron, in training.
         mlp_ratio: Hidden features of the perceptrons, in units of ``width``.
-        two_times: Whether there is a second clock h = t - r, as for mean velocities.
+        two_times: Whether there is a second time input h = t - r, as for mean velocities.
         guidance: Whether the network knows how its output is to be guided.
         velocity_depth: Last blocks that a second head, for velocities, has for itself; 0 for no such head.
 
@@ -223,8 +223,8 @@ class DiT(FlowNetwork):
         Args:
             z: States (B, C, S, S).
             t: Times (B,) in [0, 1].
-            h: Steps t - r (B,), where 0 asks for the velocity at t; None for one clock.
-            label: Classes (B,) in [0, num_classes]; None means "no class" for all.
+            h: Steps t - r (B,), where 0 asks for the velocity at t; None for one time input.
+            label: Classes (B,) in [0, num_classes]; None means unconditional for all.
             guidance: Strength, first and last time of guidance (B, 3), for a network that knows it; None
                 for none.
             head: The output "mean", the head for velocities, or both.

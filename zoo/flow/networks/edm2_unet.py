@@ -3,16 +3,16 @@
 Karras et al. 2023, arXiv 2312.02696, config G; also the network of ECT, CMT and AYF on ImageNet. Every
 activation and every weight keeps magnitude 1, so that there are no biases, no group norms and no drift of
 magnitudes in training. Parameters carry the names of the EDM2 checkpoints below ``unet.``; the learned
-uncertainty (``logvar_*``) is no part of the network.
+uncertainty (``logvar_*``) is not a part of the network.
 
 It is the raw network F: scaling its input and reading its output is a preconditioning's business.
 
 Differences from the official code:
 
-* Labels are dropped by whoever calls ("no class" is the vector 0).
+* Labels are dropped by whoever calls (unconditional is the vector 0).
 * Weights are forced to magnitude 1 when the network is called in training mode *and* a gradient is taken: a
   self-teacher's pass, which takes none, leaves the weights alone, as ECT's ImageNet code arranges by hand.
-* With two clocks the features of h = t - r are added to those of t with a gain that starts at zero, and
+* With two time inputs the features of h = t - r are added to those of t with a gain that starts at zero, and
   divided so that the sum has magnitude 1 at every gain: (a + g b) / sqrt(1 + g^2).
 """
 
@@ -117,10 +117,10 @@ class EDM2UNet(UNet):
         width_multipliers: Features at each size, the largest size first; the side is halved between them.
         blocks: Blocks at each size.
         attention_sizes: Sides at which blocks attend.
-        num_classes: Number of classes; label ``num_classes`` means "no class". None for a network without
+        num_classes: Number of classes; label ``num_classes`` means unconditional. None for a network without
             classes.
         dropout: Probability of dropping a feature in each block, in training.
-        two_times: Whether there is a second clock h = t - r, as for mean velocities.
+        two_times: Whether there is a second time input h = t - r, as for mean velocities.
         dropout_size: Largest side at which features are dropped; None for every side.
         head_width: Features of an attention head.
         label_balance: Weight of the label in its sum with the time.
@@ -209,8 +209,8 @@ class EDM2UNet(UNet):
         Args:
             z: Scaled states (B, C, S, S).
             t: Times (B,), as the preconditioning names them.
-            h: Steps t - r (B,), where 0 asks for the velocity at t; None for one clock.
-            label: Classes (B,) in [0, num_classes]; None means "no class" for all.
+            h: Steps t - r (B,), where 0 asks for the velocity at t; None for one time input.
+            label: Classes (B,) in [0, num_classes]; None means unconditional for all.
 
         Returns:
             (B, C, S, S).
@@ -229,12 +229,12 @@ class EDM2UNet(UNet):
         return self.out_conv(x, gain=self.out_gain)
 
     def two_time_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state of this network of two clocks that computes, at every h, what ``state`` does with one.
+        """The state with two time inputs that computes, at every h, what ``state`` does with one.
 
-        The gain of the second clock is zero in it, and moves with the first update.
+        The gain of the second time input is zero in it, and moves with the first update.
 
         Args:
-            state: State dict of the same network with one clock.
+            state: State dict of the same network with one time input.
         """
         own = {name: value for name, value in self.state_dict().items() if name.startswith("h_")}
         return {**state, **own, "h_gain": torch.zeros_like(own["h_gain"])} if own else dict(state)

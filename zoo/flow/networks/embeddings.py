@@ -84,7 +84,7 @@ class TimeEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A table of class embeddings whose last row, number ``num_classes``, stands for "no class".
+    """A table of class embeddings whose last row, number ``num_classes``, stands for unconditional.
 
     Args:
         num_classes: Number of classes.
@@ -129,16 +129,16 @@ class GuidanceEmbedder(nn.Module):
 class FlowNetwork(nn.Module):
     """What the networks of flows share: the condition, a sum of the embeddings of t, h and the label.
 
-    A network F(z, t, h, label) has one clock, as denoisers and velocities do, or two, as mean velocities do.
-    With one it must be given ``h=None``. With two, ``h=None`` means 0. One that knows guidance also takes
+    A network F(z, t, h, label) has one time input, as denoisers and velocities do, or two, as mean velocities
+    do. With one it must be given ``h=None``. With two, ``h=None`` means 0. One that knows guidance also takes
     ``guidance`` (B, 3): strength, first and last time; None stands for none, (1, 0, 1).
 
     Args:
         shape: Shape of one item.
         width: Features of the condition.
-        num_classes: Number of classes; label ``num_classes`` means "no class". None for a network without
+        num_classes: Number of classes; label ``num_classes`` means unconditional. None for a network without
             classes.
-        two_times: Whether there is a second clock h = t - r.
+        two_times: Whether there is a second time input h = t - r.
         frequencies: Number of sinusoidal features of each time.
         guidance: Whether it knows how its output is to be guided.
     """
@@ -161,7 +161,7 @@ class FlowNetwork(nn.Module):
         self.h_embedder = TimeEmbedder(width, frequencies) if two_times else None
         self.y_embedder = None if num_classes is None else LabelEmbedder(num_classes, width)
         if guidance and num_classes is None:
-            raise ValueError("guidance leads away from samples without a class: give num_classes")
+            raise ValueError("guidance leads away from unconditional samples: give num_classes")
         self.guidance_embedder = GuidanceEmbedder(width, frequencies) if guidance else None
 
     def condition(
@@ -171,7 +171,7 @@ class FlowNetwork(nn.Module):
         (B, 3).
 
         Raises:
-            ValueError: the network has no second clock, classes or guidance, and is given such.
+            ValueError: the network has no second time input, classes or guidance, and is given such.
         """
         embedding = self.t_embedder(t)
         h = second_time(self, t, h)
@@ -192,7 +192,7 @@ class FlowNetwork(nn.Module):
         return embedding
 
     def complete_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``state`` with the embedder of guidance, silent at first, where it has none and this network has.
+        """``state`` with the embedder of guidance, zero-initialized, where it has none and this network has.
 
         Args:
             state: State dict of this network, or of the same one without guidance.
@@ -202,12 +202,12 @@ class FlowNetwork(nn.Module):
         return state if own.keys() & state.keys() else {**state, **own, **zero}
 
     def two_time_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state of this network of two clocks that computes, at every h, what ``state`` does with one.
+        """The state with two time inputs that computes, at every h, what ``state`` does with one.
 
         The last layer of the embedder of h is zero in it, and learns from the first update on.
 
         Args:
-            state: State dict of the same network with one clock.
+            state: State dict of the same network with one time input.
         """
         own = {name: value for name, value in self.state_dict().items() if name.startswith("h_embedder.")}
         zero = {name: torch.zeros_like(value) for name, value in own.items() if ".mlp.2." in name}
@@ -223,23 +223,23 @@ def check_classes(num_classes: int | None) -> None:
 
 
 def second_time(network: Any, t: Tensor, h: Tensor | None) -> Tensor | None:
-    """The ``h`` a network works with: 0 where one with two clocks got None, None for one with one clock.
+    """The ``h`` that a network takes: 0 for None with two time inputs, None with one.
 
     Raises:
-        ValueError: a network with one clock was given h.
+        ValueError: a network with one time input was given h.
     """
     if network.two_times:
         return torch.zeros_like(t) if h is None else h
     if h is not None:
         raise ValueError(
-            f"this {type(network).__name__} has one clock (two_times: false) and takes no h: pass h=None, or "
-            "build it with two_times=True"
+            f"this {type(network).__name__} has one time input (two_times: false) and takes no h: pass "
+            "h=None, or build it with two_times=True"
         )
     return None
 
 
 def known_label(network: Any, t: Tensor, label: Tensor | None) -> Tensor | None:
-    """The labels (B,) a network works with: "no class" where one with classes got None.
+    """The labels (B,) a network works with: unconditional where one with classes got None.
 
     Raises:
         ValueError: a network without classes was given labels.

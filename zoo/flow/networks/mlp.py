@@ -1,4 +1,4 @@
-"""A residual perceptron with two clocks, for points in a few dimensions."""
+"""A residual perceptron with two time inputs, for points in a few dimensions."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,10 +27,10 @@ class MLP(FlowNetwork):
         dim: Coordinates of a point.
         width: Features, a multiple of 2.
         depth: Number of residual layers.
-        num_classes: Number of classes; label ``num_classes`` means "no class". None for a network without
+        num_classes: Number of classes; label ``num_classes`` means unconditional. None for a network without
             classes.
         dropout: Probability of dropping a feature in each residual layer, in training.
-        two_times: Whether there is a second clock h = t - r, as for mean velocities.
+        two_times: Whether there is a second time input h = t - r, as for mean velocities.
         guidance: Whether the network knows how its output is to be guided.
 
     >>> MLP(dim=2, width=16, depth=1)(torch.zeros(5, 2), torch.ones(5), torch.ones(5)).shape
@@ -67,8 +67,8 @@ class MLP(FlowNetwork):
         Args:
             z: Points (B, dim).
             t: Times (B,) in [0, 1].
-            h: Steps t - r (B,), where 0 asks for the velocity at t; None for one clock.
-            label: Classes (B,) in [0, num_classes]; None means "no class" for all.
+            h: Steps t - r (B,), where 0 asks for the velocity at t; None for one time input.
+            label: Classes (B,) in [0, num_classes]; None means unconditional for all.
             guidance: Strength, first and last time of guidance (B, 3), for a network that knows it; None
                 for none.
 

@@ -1,15 +1,15 @@
 """DDPM++ and NCSN++: the U-Nets of score-based models, as EDM trains them.
 
 Song et al. 2021 (arXiv 2011.13456) in the form of EDM (Karras et al. 2022, arXiv 2206.00364, table 7), also
-the network of ECT and CMT on CIFAR-10, FFHQ and AFHQ. With two clocks it is the CIFAR-10 network of MeanFlow
-(Geng et al. 2025, arXiv 2505.13447): the features of t and of h = t - r side by side. Parameters carry the
-names of the EDM checkpoints below ``model.``.
+the network of ECT and CMT on CIFAR-10, FFHQ and AFHQ. With two time inputs it is the CIFAR-10 network of
+MeanFlow (Geng et al. 2025, arXiv 2505.13447): the features of t and of h = t - r side by side. Parameters
+carry the names of the EDM checkpoints below ``model.``.
 
 It is the raw network F: scaling its input and reading its output is a preconditioning's business, and the
 time it is given is what the preconditioning says (c_noise = ln(sigma) / 4 for EDM).
 
-Differences from the official code: labels are dropped by whoever calls ("no class" is the vector 0), and the
-variants that no checkpoint has (skip connections of images in the decoder) are left out.
+Differences from the official code: labels are dropped by whoever calls (unconditional is the vector 0), and
+the variants that no checkpoint has (skip connections of images in the decoder) are left out.
 """
 
 import math
@@ -80,10 +80,10 @@ class SongUNet(UNet):
         width_multipliers: Features at each size, the largest size first; the side is halved between them.
         blocks: Blocks at each size.
         attention_sizes: Sides at which blocks attend, with one head.
-        num_classes: Number of classes; label ``num_classes`` means "no class". None for a network without
+        num_classes: Number of classes; label ``num_classes`` means unconditional. None for a network without
             classes.
         dropout: Probability of dropping a feature in each block, in training.
-        two_times: Whether there is a second clock h = t - r, as for mean velocities.
+        two_times: Whether there is a second time input h = t - r, as for mean velocities.
         augment_dim: Numbers that describe how an item was augmented (EDM's networks have 9); 0 for none.
         embedding: Features of a time: fixed sinusoids (DDPM++) or random frequencies (NCSN++).
         encoder: Whether the way down is fed shrunken images too (residual, NCSN++).
@@ -202,8 +202,8 @@ class SongUNet(UNet):
         Args:
             z: Scaled states (B, C, S, S).
             t: Times (B,), as the preconditioning names them.
-            h: Steps t - r (B,), where 0 asks for the velocity at t; None for one clock.
-            label: Classes (B,) in [0, num_classes]; None means "no class" for all.
+            h: Steps t - r (B,), where 0 asks for the velocity at t; None for one time input.
+            label: Classes (B,) in [0, num_classes]; None means unconditional for all.
             augment: How the items were augmented (B, augment_dim); None means not at all.
 
         Returns:

@@ -91,10 +91,10 @@ class UNet(nn.Module):
         width_multipliers: Features at each size, in units of the width.
         attention_sizes: Sides at which blocks attend.
         num_classes: Number of classes, or None.
-        two_times: Whether there is a second clock h = t - r.
+        two_times: Whether there is a second time input h = t - r.
     """
 
-    widened: tuple[str, ...] = ()  # tensors that a second clock makes larger; new entries start at zero
+    widened: tuple[str, ...] = ()  # tensors that a second time input makes larger; new entries start at zero
 
     def __init__(
         self,
@@ -126,19 +126,19 @@ class UNet(nn.Module):
         self.two_times = two_times
 
     def one_hot(self, t: Tensor, label: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """Labels as unit vectors (B, num_classes), "no class" as zeros; None without classes."""
+        """Labels as unit vectors (B, num_classes), unconditional as zeros; None without classes."""
         label = known_label(self, t, label)
         if label is None or self.num_classes is None:
             return None
         return F.one_hot(label, self.num_classes + 1)[:, : self.num_classes].to(dtype)
 
     def two_time_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state of this network of two clocks that computes, at every h, what ``state`` does with one.
+        """The state with two time inputs that computes, at every h, what ``state`` does with one.
 
-        What the second clock adds to the first layer is zero in it, and learns from the first update on.
+        What the second time input adds to the first layer is zero in it, and learns from the first update on.
 
         Args:
-            state: State dict of the same network with one clock.
+            state: State dict of the same network with one time input.
         """
         own, wide = self.state_dict(), dict(state)
         for name in self.widened:

@@ -1,4 +1,4 @@
-"""A network read through a preconditioning on a path: denoised data, velocities and mean velocities."""
+"""A network with a preconditioning on a path: denoised data, velocities and mean velocities."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +10,12 @@ from zoo.flow.paths import Path, expand
 from zoo.flow.preconditioning import Coefficient, Preconditioning
 
 
-class FlowModel(nn.Module):
-    """D(z, t) and v(z, t) of a network with one clock, and u(z, t, h) of one with two.
+class PreconditionedNetwork(nn.Module):
+    """D(z, t) and v(z, t) of a network with one time input, and u(z, t, h) of one with two.
 
     Calling it gives velocities: ``model(z, t, h, label)`` is the mean velocity over the last h = t - r where
-    the network has two clocks, with the coefficients of the velocity at t. A network whose output does not
-    depend on h is therefore the same function with one clock or two.
+    the network has two time inputs, with the coefficients of the velocity at t. A network whose output does
+    not depend on h is therefore the same function with one time input or two.
 
     Times are (B,), or single numbers () on the CPU that all items share.
 
@@ -26,7 +26,7 @@ class FlowModel(nn.Module):
 
     >>> from zoo.flow import EDMPreconditioning
     >>> zero = lambda z, t, h, label: torch.zeros_like(z)
-    >>> model = FlowModel(zero, EDMPreconditioning(sigma_data=0.5))
+    >>> model = PreconditionedNetwork(zero, EDMPreconditioning(sigma_data=0.5))
     >>> round(model.denoise(torch.ones(1, 1), torch.tensor([0.5])).item(), 4)  # c_skip
     0.5
     """
@@ -46,7 +46,7 @@ class FlowModel(nn.Module):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, or None; label ``num_classes`` means "no class"."""
+        """Number of classes, or None; label ``num_classes`` means unconditional."""
         return getattr(self.network, "num_classes", None)
 
     @property
@@ -54,9 +54,9 @@ class FlowModel(nn.Module):
         """Noise level up to which the denoiser keeps a state as it is: above 0 in some consistency models."""
         return float(getattr(self.preconditioning, "boundary", 0.0))
 
-    def on(self, path: Path) -> "FlowModel":
+    def on(self, path: Path) -> "PreconditionedNetwork":
         """The same network read on another path."""
-        return FlowModel(self.network, self.preconditioning, path)
+        return PreconditionedNetwork(self.network, self.preconditioning, path)
 
     def output(self, z: Tensor, t: Tensor, h: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         """F itself (B, ...)."""
@@ -96,12 +96,12 @@ class FlowModel(nn.Module):
     def _output(
         self, network: Any, z: Tensor, t: Tensor, h: Tensor | None, label: Tensor | None, **more: Any
     ) -> Tensor:
-        factor, clock = self.preconditioning.inputs(self.path, t)
+        factor, time = self.preconditioning.inputs(self.path, t)
         scaled = z if factor is None else expand(factor, z) * z
         if not t.ndim:  # one number for all; made where the states are, without waiting for the device
-            clock = _filled(clock, z)
+            time = _filled(time, z)
             h = None if h is None else _filled(h, z)
-        return network(scaled, clock, h, label, **more)
+        return network(scaled, time, h, label, **more)
 
 
 def _filled(number: Tensor, z: Tensor) -> Tensor:

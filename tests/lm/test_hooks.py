@@ -1,4 +1,4 @@
-"""Readers: what each hook is given; those that change nothing change nothing, and what they change counts."""
+"""Hooks: what each hook is given; those that change nothing change nothing, and what they change counts."""
 
 import copy
 from pathlib import Path
@@ -15,20 +15,20 @@ from zoo.lm import CausalLM
 
 
 class Listener(nn.Module):
-    """Has every hook, keeps what it is told, and returns what it got."""
+    """Has every hook, keeps what it is patched_config, and returns what it got."""
 
     def __init__(self, layer: int = 1) -> None:
         super().__init__()
         self.layer = layer
-        self.heard: list[tuple[str, Any]] = []
+        self.captured: list[tuple[str, Any]] = []
 
     def note(self, name: str, *given: Any) -> None:
-        self.heard.append((name, [x.detach().clone() if isinstance(x, Tensor) else x for x in given]))
+        self.captured.append((name, [x.detach().clone() if isinstance(x, Tensor) else x for x in given]))
 
     def shapes(self) -> list[tuple[Any, ...]]:
         return [
             (name, *(tuple(x.shape) if isinstance(x, Tensor) else x for x in given))
-            for name, given in self.heard
+            for name, given in self.captured
         ]
 
     def on_generation_start(self, index: Tensor) -> None:
@@ -103,33 +103,33 @@ class Stretch(nn.Module):
 def hooked(network: nn.Module) -> list[str]:
     """What is attached to a network."""
     parts = network.named_modules()
-    return [name for name, part in parts if {"forward", "zoo_tap"} & part.__dict__.keys()]
+    return [name for name, part in parts if {"forward", "zoo_hook_point"} & part.__dict__.keys()]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_is_heard(name: str, attention: Any) -> None:
     ear = Listener()
-    model, batch = CausalLM(CONFIGS[name], attention=attention, readers=[ear], seed=0), batch_of()
+    model, batch = CausalLM(CONFIGS[name], attention=attention, hooks=[ear], seed=0), batch_of()
     model.eval()
     inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
     mask = torch.arange(CONTEXT).expand(4, -1) > 2
     with torch.no_grad():
         own = model.network(input_ids=inputs, output_hidden_states=True)
         model.loss(batch | {"mask": mask})
-    assert [event for event, _ in ear.heard] == ["start", "attention", "ffn", "log_probs", "end"]
+    assert [event for event, _ in ear.captured] == ["start", "attention", "ffn", "log_probs", "end"]
     start, (query, key, value, seen, scale, output), (hidden,), (log_probs, same), end = (
-        x for _, x in ear.heard
+        x for _, x in ear.captured
     )
     assert start[0].equal(inputs) and start[1].equal(batch["index"])
     assert end[0].equal(inputs) and end[1].equal(targets.masked_fill(~mask, -100)) and end[2].equal(start[1])
     assert log_probs.equal(own.logits.log_softmax(-1)) and same.equal(hidden)
-    # Attention again from what was heard.
+    # Attention again from what was captured.
     assert query.shape == output.transpose(1, 2).shape == (4, 4, CONTEXT, 8) and key.shape == value.shape
     assert seen.equal(torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).tril().expand_as(seen))
     again = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, enable_gqa=True)
     torch.testing.assert_close(again.transpose(1, 2), output, rtol=1e-4, atol=1e-6)
-    # The feed-forward network from what was heard, on the way to the logits.
+    # The feed-forward network from what was captured, on the way to the logits.
     layer = next(part for part in model.network.modules() if isinstance(part, nn.ModuleList))[-1]
     norm = {"gpt2": "ln_2", "opt": "final_layer_norm"}.get(name, "post_attention_layernorm")
     kept: list[Tensor] = []
@@ -145,8 +145,8 @@ def test_what_is_heard(name: str, attention: Any) -> None:
 def test_readers_that_change_nothing_change_nothing(name: str, tmp_path: Path) -> None:
     """Training is bitwise that without them, dropout of GPT-2 included."""
     ends = []
-    for readers in ([], [Listener(0), Listener(1), Listener(0)]):
-        model = CausalLM(CONFIGS[name], readers=list(readers), z_loss=1e-3, seed=0)
+    for hooks in ([], [Listener(0), Listener(1), Listener(0)]):
+        model = CausalLM(CONFIGS[name], hooks=list(hooks), z_loss=1e-3, seed=0)
         run = fitted(model, max_steps=4, limit_val_batches=2, default_root_dir=tmp_path)
         ends.append((model.network.state_dict(), run.callback_metrics["val/loss"]))
         assert not hooked(model.network)
@@ -156,11 +156,11 @@ def test_readers_that_change_nothing_change_nothing(name: str, tmp_path: Path) -
 
 def test_a_reader_in_training_validation_and_generation(tmp_path: Path) -> None:
     ear = Listener()
-    model = CausalLM(LLAMA, readers=[ear], max_new_tokens=3, seed=0)
+    model = CausalLM(LLAMA, hooks=[ear], max_new_tokens=3, seed=0)
     run = fitted(model, max_steps=1, limit_val_batches=1, limit_train_batches=1, default_root_dir=tmp_path)
     names = ["start", "attention", "ffn", "log_probs", "end"]
-    assert [event for event, _ in ear.heard] == names * 2  # a training batch and one of validation
-    ear.heard.clear()
+    assert [event for event, _ in ear.captured] == names * 2  # a training batch and one of validation
+    ear.captured.clear()
     run.predict(model, datamodule=Windows())
     first, later = (3, 6), (3, 1)
     cached = [
@@ -183,23 +183,23 @@ def test_a_reader_in_training_validation_and_generation(tmp_path: Path) -> None:
 def test_the_cache_hears_what_the_whole_forward_hears() -> None:
     """Keys, values and log-probabilities of generation are those of one forward over the result."""
     ear = Listener()
-    model = CausalLM(LLAMA, readers=[ear], temperature=0, seed=0).eval()
+    model = CausalLM(LLAMA, hooks=[ear], temperature=0, seed=0).eval()
     tokens = model.generate(batch_of(2, 5)["tokens"], torch.arange(2), 4)
     steps = {
-        name: [given for event, given in ear.heard if event == name] for name in ("attention", "log_probs")
+        name: [given for event, given in ear.captured if event == name] for name in ("attention", "log_probs")
     }
-    ear.heard.clear()
+    ear.captured.clear()
     with torch.no_grad():
         model.logits(tokens[:, :-1])
-    whole = dict(ear.heard)
+    whole = dict(ear.captured)
     torch.testing.assert_close(steps["attention"][-1][1], whole["attention"][1], rtol=1e-4, atol=1e-6)
     last = torch.cat([given[0] for given in steps["log_probs"]], 1)  # of the prompt's end and 3 more
     torch.testing.assert_close(last, whole["log_probs"][0][:, -4:], rtol=1e-4, atol=1e-5)
 
 
 def test_logits_with_readers_are_what_they_say() -> None:
-    mixed = CausalLM(LLAMA, readers=[Mixture()], seed=0).eval()
-    plain = CausalLM(LLAMA, readers=[Listener()], seed=0).eval()
+    mixed = CausalLM(LLAMA, hooks=[Mixture()], seed=0).eval()
+    plain = CausalLM(LLAMA, hooks=[Listener()], seed=0).eval()
     tokens = batch_of()["tokens"][:, :-1]
     own = CausalLM(LLAMA, seed=0).eval().logits(tokens).log_softmax(-1)
     assert plain.logits(tokens).equal(own)
@@ -209,20 +209,20 @@ def test_logits_with_readers_are_what_they_say() -> None:
 def test_two_readers_are_called_in_order() -> None:
     batch = batch_of()
     double, triple = Stretch(2.0), Stretch(3.0)
-    heard = []
+    captured = []
     for order in ([double, triple], [triple, double]):
         ear = Listener(0)
-        CausalLM(LLAMA, readers=[Listener(0), *order, ear], seed=0).loss(batch)
-        heard.append(ear.heard[1][1][-1])
+        CausalLM(LLAMA, hooks=[Listener(0), *order, ear], seed=0).loss(batch)
+        captured.append(ear.captured[1][1][-1])
     first = Listener(0)
-    CausalLM(LLAMA, readers=[first], seed=0).loss(batch)
-    output = first.heard[1][1][-1]
-    assert heard[0].equal((output * 2 + 1) * 3 + 1) and heard[1].equal((output * 3 + 1) * 2 + 1)
+    CausalLM(LLAMA, hooks=[first], seed=0).loss(batch)
+    output = first.captured[1][1][-1]
+    assert captured[0].equal((output * 2 + 1) * 3 + 1) and captured[1].equal((output * 3 + 1) * 2 + 1)
 
 
 def test_what_readers_return_counts_and_trains_them(tmp_path: Path) -> None:
     gate, mixture = Gate(strength=3.0), Mixture()
-    model = CausalLM(LLAMA, readers=[gate, mixture], seed=0)
+    model = CausalLM(LLAMA, hooks=[gate, mixture], seed=0)
     batch = batch_of()
     plain = CausalLM(LLAMA, seed=0).loss(batch)
     loss = model.loss(batch)
@@ -231,7 +231,7 @@ def test_what_readers_return_counts_and_trains_them(tmp_path: Path) -> None:
     assert mixture.unigram.grad is not None and mixture.unigram.grad.abs().max() > 1e-4
     assert gate.bias.grad is not None and gate.bias.grad.abs().max() > 1e-6
     assert model.network.model.embed_tokens.weight.grad.abs().max() > 1e-6
-    assert {"readers.0.bias", "readers.1.unigram"} <= model.state_dict().keys()
+    assert {"hooks.0.bias", "hooks.1.unigram"} <= model.state_dict().keys()
     fitted(model, max_steps=3, limit_val_batches=0, default_root_dir=tmp_path)
     assert mixture.unigram.detach().abs().max() > 0
 
@@ -240,33 +240,33 @@ def test_a_gated_memory_equal_to_the_attention_leaves_it() -> None:
     batch = batch_of()
     for attention in ("sdpa", "eager"):
         losses = [
-            CausalLM(LLAMA, attention=attention, readers=readers, seed=0).token_losses(batch)  # type: ignore[arg-type]
-            for readers in ([], [Gate()], [Gate(layer=1)])
+            CausalLM(LLAMA, attention=attention, hooks=hooks, seed=0).token_losses(batch)  # type: ignore[arg-type]
+            for hooks in ([], [Gate()], [Gate(layer=1)])
         ]
         for other in losses[1:]:
             torch.testing.assert_close(losses[0], other, rtol=1e-5, atol=1e-5)
 
 
 def test_checkpoints_ask_for_readers_again(tmp_path: Path) -> None:
-    model = CausalLM(LLAMA, readers=[Mixture()], seed=0)
+    model = CausalLM(LLAMA, hooks=[Mixture()], seed=0)
     run = fitted(model, max_steps=2, default_root_dir=tmp_path, limit_val_batches=0)
     run.save_checkpoint(tmp_path / "run.ckpt")
-    with pytest.raises(TypeError, match=r"readers=\.\.\."):
+    with pytest.raises(TypeError, match=r"hooks=\.\.\."):
         CausalLM.load_from_checkpoint(tmp_path / "run.ckpt", optimizer=torch.optim.SGD)
     loaded = CausalLM.load_from_checkpoint(
-        tmp_path / "run.ckpt", optimizer=torch.optim.SGD, readers=[Mixture()]
+        tmp_path / "run.ckpt", optimizer=torch.optim.SGD, hooks=[Mixture()]
     )
-    assert loaded.readers[0].unigram.equal(model.readers[0].unigram)
+    assert loaded.hooks[0].unigram.equal(model.hooks[0].unigram)
     assert loaded.loss(batch_of()).equal(model.loss(batch_of()))
 
 
 def test_a_copy_has_readers_of_its_own(tmp_path: Path) -> None:
-    model = CausalLM(LLAMA, readers=[Listener(), Mixture()], seed=0)
+    model = CausalLM(LLAMA, hooks=[Listener(), Mixture()], seed=0)
     twin = copy.deepcopy(model)
     assert twin.loss(batch_of()).equal(model.loss(batch_of()))
-    assert len(model.readers[0].heard) == len(twin.readers[0].heard) == 5
+    assert len(model.hooks[0].captured) == len(twin.hooks[0].captured) == 5
     with torch.no_grad():
-        twin.readers[1].unigram[0] = 9.0
+        twin.hooks[1].unigram[0] = 9.0
     assert not twin.loss(batch_of()).equal(model.loss(batch_of()))
     average = EMAWeightAveraging(decay=0.5)
     fitted(model, callbacks=[average], default_root_dir=tmp_path, max_steps=2)
@@ -278,7 +278,7 @@ def test_an_error_within_leaves_nothing_attached() -> None:
         def on_attention(self, *given: Tensor) -> Tensor:
             raise ArithmeticError("broken")
 
-    model = CausalLM(LLAMA, readers=[Breaks()])
+    model = CausalLM(LLAMA, hooks=[Breaks()])
     with pytest.raises(ArithmeticError, match="broken"):
         model.loss(batch_of())
     assert not hooked(model.network)
@@ -287,17 +287,17 @@ def test_an_error_within_leaves_nothing_attached() -> None:
 
 def test_a_forward_of_somebody_elses_is_heard_and_stays() -> None:
     """As accelerate leaves on modules that it moves between devices."""
-    model = CausalLM(LLAMA, readers=[Listener()], seed=0)
-    usual = model.loss(batch_of())
+    model = CausalLM(LLAMA, hooks=[Listener()], seed=0)
+    original_config = model.loss(batch_of())
     feed_forward: Any = model.network.model.layers[-1].mlp
     inner = feed_forward.forward
     feed_forward.forward = doubled = lambda x: 2 * inner(x)
     changed = model.loss(batch_of())
-    assert len(model.readers[0].heard) == 10
-    assert not changed.equal(usual)
+    assert len(model.hooks[0].captured) == 10
+    assert not changed.equal(original_config)
     assert feed_forward.forward is doubled
     del feed_forward.forward
-    assert model.loss(batch_of()).equal(usual)
+    assert model.loss(batch_of()).equal(original_config)
 
 
 def test_compiled_networks_hear_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +315,7 @@ def test_compiled_networks_hear_the_same(tmp_path: Path, monkeypatch: pytest.Mon
         graphs.clear()
         ear = Listener()
         ear.note = lambda *given: None  # type: ignore[method-assign]
-        model = CausalLM(LLAMA, readers=[Gate(strength=3.0), Mixture(), ear], compile=compiled, seed=0)
+        model = CausalLM(LLAMA, hooks=[Gate(strength=3.0), Mixture(), ear], compile=compiled, seed=0)
         for _ in range(2):
             fitted(model, max_steps=4, limit_val_batches=0, default_root_dir=tmp_path)
             counts.append(len(graphs))
@@ -346,36 +346,36 @@ class Forgets(Listener):
 
 
 def without(name: str) -> nn.Module:
-    reader = Gate()
-    delattr(reader, name)
-    return reader
+    hook = Gate()
+    delattr(hook, name)
+    return hook
 
 
 @pytest.mark.parametrize(
-    ("reader", "message"),
+    ("hook", "message"),
     [
-        (Misspelled(), r"readers\[0\] \(Misspelled\) has on_log_prob, .* did you mean on_log_probs"),
-        (nn.Linear(1, 1), r"readers\[0\] \(Linear\) must have one of the methods on_generation_start, "),
-        (Gate(layer=2), r"readers\[0\] \(Gate\): layer must be from 0 to 1, got 2"),
+        (Misspelled(), r"hooks\[0\] \(Misspelled\) has on_log_prob, .* did you mean on_log_probs"),
+        (nn.Linear(1, 1), r"hooks\[0\] \(Linear\) must have one of the methods on_generation_start, "),
+        (Gate(layer=2), r"hooks\[0\] \(Gate\): layer must be from 0 to 1, got 2"),
         (Gate(layer=-1), "layer must be from 0 to 1, got -1"),
         (without("layer"), "must have an int attribute layer, 0 for the first; got None"),
     ],
 )  # fmt: skip
-def test_bad_readers(reader: nn.Module, message: str) -> None:
+def test_bad_readers(hook: nn.Module, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        CausalLM(LLAMA, readers=[reader])
+        CausalLM(LLAMA, hooks=[hook])
 
 
 def test_bad_returns() -> None:
     with pytest.raises(ValueError, match=r"Wrong.on_log_probs must return a tensor of shape \(4, 16, 37\)"):
-        CausalLM(LLAMA, readers=[Wrong()]).loss(batch_of())
+        CausalLM(LLAMA, hooks=[Wrong()]).loss(batch_of())
     with pytest.raises(ValueError, match=r"Forgets.on_attention must .* \(4, 16, 4, 8\).* got NoneType"):
-        CausalLM(LLAMA, readers=[Forgets()]).loss(batch_of())
+        CausalLM(LLAMA, hooks=[Forgets()]).loss(batch_of())
 
 
 def test_backends_whose_masks_cannot_be_read() -> None:
     with pytest.raises(ValueError, match=r"need attention='sdpa' or 'eager'.*got 'flex_attention'"):
-        CausalLM(LLAMA, attention="flex_attention", readers=[Gate()])
+        CausalLM(LLAMA, attention="flex_attention", hooks=[Gate()])
 
 
 def test_models_without_the_places() -> None:
@@ -388,13 +388,13 @@ def test_models_without_the_places() -> None:
     with pytest.raises(
         ValueError, match="last feed-forward network, but MambaBlock has none of the names mlp"
     ):
-        CausalLM(config, attention="eager", readers=[Mixture()])
+        CausalLM(config, attention="eager", hooks=[Mixture()])
     with pytest.raises(ValueError, match="attention of MambaBlock, but none of its parts"):
-        CausalLM(config, attention="eager", readers=[Gate()])
+        CausalLM(config, attention="eager", hooks=[Gate()])
 
 
 def test_validation_with_readers_runs(tmp_path: Path) -> None:
     [logged] = trainer(default_root_dir=tmp_path).validate(
-        CausalLM(LLAMA, readers=[Gate(), Mixture()]), datamodule=Windows(masked=True), verbose=False
+        CausalLM(LLAMA, hooks=[Gate(), Mixture()]), datamodule=Windows(masked=True), verbose=False
     )
     assert logged["val/loss"] > 0

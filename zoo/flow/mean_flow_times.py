@@ -1,15 +1,16 @@
 """The two times of mean flow: t, where the state is, and r <= t, where the step would land.
 
 MeanFlow (Geng et al. 2025, arXiv 2505.13447), section 4.3 and table 1: t and r are logit-normal, and only a
-share of the items has r != t; the others train the instantaneous velocity. Two official settings:
+part of the items has r != t; the others train the instantaneous velocity. Two official settings:
 
 * ImageNet (the JAX code; the defaults here): both times from logit-normal(-0.4, 1), sorted, r != t for 25 %.
 * CIFAR-10 (the second PyTorch code): t from logit-normal(-0.6, 1.6), r from logit-normal(-4, 1.6), r replaced
   by t for 25 % of the items, and *then* clipped to r <= t. ``MeanFlowTimes(-0.6, 1.6, -4, 1.6, 0.75,
   order="clip")``.
 
-We differ from the official code in where a fixed share comes from: it takes the first items of the batch, we
-take the items with the smallest of a further draw, so that shuffled and unshuffled data are treated alike.
+We differ from the official code in how a fixed number of items is chosen: it takes the first items of the
+batch, we take the items with the smallest of a further draw, so that shuffled and unshuffled data are treated
+alike.
 """
 
 from typing import Literal
@@ -28,14 +29,14 @@ class MeanFlowTimes:
         t_std: Standard deviation of logit(t).
         r_mean: Mean of logit(r) before ordering; None takes ``t_mean``.
         r_std: Standard deviation of logit(r) before ordering; None takes ``t_std``.
-        share: Share of items with r != t, in [0, 1].
-        fixed_share: Give exactly ``round(share * B)`` items of each batch r != t, rather than each item by
+        prob_r_neq_t: Probability that an item has r != t, in [0, 1].
+        fixed_count: Give exactly ``round(prob_r_neq_t * B)`` items of each batch r != t, rather than each by
             its own coin. The step then costs the same every time, but an item's times depend on which others
             are in its batch, and so on the number of processes.
         order: "sort" takes the larger of the two draws as t; "clip" keeps t and lowers r to min(r, t), which
             makes further items r = t.
 
-    >>> t, r = MeanFlowTimes(share=0.5)(seed=0, step=0, index=torch.arange(1000))
+    >>> t, r = MeanFlowTimes(prob_r_neq_t=0.5)(seed=0, step=0, index=torch.arange(1000))
     >>> bool((r <= t).all()), round((r < t).double().mean().item(), 1)
     (True, 0.5)
     """
@@ -46,12 +47,12 @@ class MeanFlowTimes:
         t_std: float = 1.0,
         r_mean: float | None = None,
         r_std: float | None = None,
-        share: float = 0.25,
-        fixed_share: bool = False,
+        prob_r_neq_t: float = 0.25,
+        fixed_count: bool = False,
         order: Literal["sort", "clip"] = "sort",
     ) -> None:
-        if not 0 <= share <= 1:
-            raise ValueError(f"share must be in [0, 1] (the share of items with r != t), got {share}")
+        if not 0 <= prob_r_neq_t <= 1:
+            raise ValueError(f"prob_r_neq_t must be in [0, 1], got {prob_r_neq_t}")
         for name, std in (("t_std", t_std), ("r_std", r_std)):
             if std is not None and not std >= 0:
                 raise ValueError(f"{name} must be at least 0 (a standard deviation of logits), got {std}")
@@ -60,7 +61,7 @@ class MeanFlowTimes:
         self.t_mean, self.t_std = t_mean, t_std
         self.r_mean = t_mean if r_mean is None else r_mean
         self.r_std = t_std if r_std is None else r_std
-        self.share, self.fixed_share, self.order = share, fixed_share, order
+        self.prob_r_neq_t, self.fixed_count, self.order = prob_r_neq_t, fixed_count, order
 
     def __call__(self, seed: int, step: int, index: Tensor, name: str = "") -> tuple[Tensor, Tensor]:
         """Draws the times of a batch.
@@ -83,11 +84,11 @@ class MeanFlowTimes:
         else:
             r = torch.minimum(t, r)
         coin = rng.uniform(seed, step, index, (), name + "share", torch.float64)  # (B,)
-        if self.fixed_share:
+        if self.fixed_count:
             # Ties are impossible in practice: 53 random bits each.
-            apart = coin.argsort().argsort() < round(self.share * len(index))
+            apart = coin.argsort().argsort() < round(self.prob_r_neq_t * len(index))
         else:
-            apart = coin < self.share
+            apart = coin < self.prob_r_neq_t
         return t, torch.where(apart, r, t)
 
 

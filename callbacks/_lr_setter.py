@@ -11,7 +11,7 @@ Arguments = list[list[dict[str, Any]]]  # of each group of each optimizer
 _NOT_ARGUMENTS = ("params", "param_names", "lr", "initial_lr")
 
 
-class OwnedRates:
+class LRSetter:
     """The learning rates of optimizers, as multiples of those that they were built with.
 
     Args:

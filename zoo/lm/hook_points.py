@@ -1,9 +1,9 @@
-"""Where readers listen: the input of a transformers model's last feed-forward network, and its attention.
+"""Where hooks are called: the input of a transformers model's last feed-forward network, and its attention.
 
 Attention is read through transformers' own table of attention functions. For the time of a forward the
-layers that readers ask for have a config of their own, which names `attend_and_tell`; that calls the backend
-that the model's config names, and the readers after it. The model's masks are made for the backend, the other
-layers do not notice, and without readers nothing is touched.
+layers that hooks ask for have a config of their own, which names `attention_with_hooks`; that calls the
+backend that the model's config names, and the hooks after it. The model's masks are made for the backend,
+the other layers do not notice, and without hooks nothing is touched.
 """
 
 import copy
@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.lm.readers import asked, check_readers, hearing, passed_on
+from zoo.lm.hooks import check_hooks, check_output, has_hook, with_hook
 
-_FUNCTION = "zoo_readers"  # by which transformers finds `attend_and_tell`
+_FUNCTION = "zoo_hooks"  # by which transformers finds `attention_with_hooks`
 _FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "fc1")  # names in transformers' layers
 
 
-class FeedForwardTap:
+class FeedForwardHookPoint:
     """Keeps what goes into a module, by standing in for its ``forward``.
 
     A forward pre-hook would do, but each registration has a number of its own, and the compiler of PyTorch
@@ -30,15 +30,15 @@ class FeedForwardTap:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.heard: Tensor | None = None
+        self.captured: Tensor | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward."""
-        self.heard = args[0] if args else next(iter(kwargs.values()))
+        self.captured = args[0] if args else next(iter(kwargs.values()))
         return self.forward(*args, **kwargs)
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def attached(self) -> Iterator[None]:
         """Attached within the block."""
         own = self.module.__dict__.get("forward")  # somebody else's stand-in
         self.forward = self.module.forward
@@ -51,81 +51,81 @@ class FeedForwardTap:
                 self.module.forward = own
 
     def take(self, batch: int) -> Tensor:
-        """What was heard, as (B, T, D); it is not kept."""
-        heard, self.heard = self.heard, None
-        if heard is None:
+        """What was captured, as (B, T, D); it is not kept."""
+        captured, self.captured = self.captured, None
+        if captured is None:
             raise RuntimeError(f"{type(self.module).__name__} was not called in this forward")
-        return heard.reshape(batch, -1, heard.shape[-1])  # OPT flattens (B, T)
+        return captured.reshape(batch, -1, captured.shape[-1])  # OPT flattens (B, T)
 
 
-class AttentionTap:
-    """The readers of one layer's attention, and the backend they come after."""
+class AttentionHookPoint:
+    """The hooks of one layer's attention, and the backend they come after."""
 
-    def __init__(self, module: nn.Module, readers: list[nn.Module], backend: Callable[..., Any]) -> None:
-        self.module, self.readers, self.backend = module, readers, backend
-        self.usual: Any = module.config
-        self.told: Any = copy.copy(self.usual)
-        self.told._attn_implementation = _FUNCTION  # type: ignore[union-attr]
+    def __init__(self, module: nn.Module, hooks: list[nn.Module], backend: Callable[..., Any]) -> None:
+        self.module, self.hooks, self.backend = module, hooks, backend
+        self.original_config: Any = module.config
+        self.patched_config: Any = copy.copy(self.original_config)
+        self.patched_config._attn_implementation = _FUNCTION  # type: ignore[union-attr]
         self.called = False
 
 
-class Taps:
-    """What the readers of a network ask for, found once; `listening` attaches it for one forward.
+class HookPoints:
+    """What the hooks of a network ask for, found once; `attached` attaches it for one forward.
 
     Args:
         network: A transformers causal language model.
-        readers: Its readers.
+        hooks: Its hooks.
         attention: The backend that the network's config names.
 
     Raises:
-        ValueError: a reader cannot be called, or asks for a place that cannot be found in this network.
+        ValueError: a hook cannot be called, or asks for a place that cannot be found in this network.
     """
 
-    def __init__(self, network: nn.Module, readers: nn.ModuleList, attention: str) -> None:
+    def __init__(self, network: nn.Module, hooks: nn.ModuleList, attention: str) -> None:
         layers = _layers(network)
-        check_readers(readers, None if layers is None else len(layers))
-        wants_input = asked(readers, "on_ffn_input") or asked(readers, "on_log_probs")
+        check_hooks(hooks, None if layers is None else len(layers))
+        wants_input = has_hook(hooks, "on_ffn_input") or has_hook(hooks, "on_log_probs")
         by_layer: dict[int, list[nn.Module]] = {}
-        for reader in hearing(readers, "on_attention"):
-            by_layer.setdefault(int(reader.layer), []).append(reader)  # type: ignore[arg-type]
+        for hook in with_hook(hooks, "on_attention"):
+            by_layer.setdefault(int(hook.layer), []).append(hook)  # type: ignore[arg-type]
         if (wants_input or by_layer) and layers is None:
             raise ValueError(
-                f"readers ask for places within {type(network).__name__}, but no list of its "
-                "config.num_hidden_layers layers was found: use another model_type, or readers without "
+                f"hooks ask for places within {type(network).__name__}, but no list of its "
+                "config.num_hidden_layers layers was found: use another model_type, or hooks without "
                 "on_ffn_input, on_log_probs and on_attention"
             )
-        self.feed_forward: FeedForwardTap | None = None
-        self.attention: list[AttentionTap] = []
+        self.feed_forward: FeedForwardHookPoint | None = None
+        self.attention: list[AttentionHookPoint] = []
         if layers is None:
             return
         if wants_input:
-            self.feed_forward = FeedForwardTap(_feed_forward(layers[-1]))
-        for number, listeners in sorted(by_layer.items()):
+            self.feed_forward = FeedForwardHookPoint(_feed_forward(layers[-1]))
+        for number, attached in sorted(by_layer.items()):
             module = _attention(layers[number])
-            self.attention.append(AttentionTap(module, listeners, _backend(module, attention)))
+            self.attention.append(AttentionHookPoint(module, attached, _backend(module, attention)))
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Attaches the taps within the block; afterwards the network is what it was."""
-        for tap in self.attention:
-            tap.called = False
-            tap.module.config, tap.module.zoo_tap = tap.told, tap  # type: ignore[assignment]
+    def attached(self) -> Iterator[None]:
+        """Attaches the hook_points within the block; afterwards the network is what it was."""
+        for point in self.attention:
+            point.called = False
+            point.module.config, point.module.zoo_hook_point = point.patched_config, point  # type: ignore[assignment]
         try:
-            with self.feed_forward.listening() if self.feed_forward is not None else nullcontext():
+            with self.feed_forward.attached() if self.feed_forward is not None else nullcontext():
                 yield
         finally:
-            for tap in self.attention:
-                tap.module.config = tap.usual
-                del tap.module.zoo_tap
-        for tap in self.attention:
-            if not tap.called:
+            for point in self.attention:
+                point.module.config = point.original_config
+                del point.module.zoo_hook_point
+        for point in self.attention:
+            if not point.called:
                 raise ValueError(
-                    f"{type(tap.module).__name__} does not look its attention function up in transformers' "
-                    "table, so readers with on_attention never hear it: use another model_type"
+                    f"{type(point.module).__name__} does not look its attention function up in transformers' "
+                    "table, so hooks with on_attention are never called: use another model_type"
                 )
 
 
-def attend_and_tell(
+def attention_with_hooks(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -134,15 +134,15 @@ def attend_and_tell(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """An attention function of transformers: the backend, and then the readers of this layer."""
-    tap: AttentionTap = module.zoo_tap  # type: ignore[assignment]
-    tap.called = True
-    output, weights = tap.backend(module, query, key, value, attention_mask, scaling=scaling, **options)
+    """An attention function of transformers: the backend, and then the hooks of this layer."""
+    point: AttentionHookPoint = module.zoo_hook_point  # type: ignore[assignment]
+    point.called = True
+    output, weights = point.backend(module, query, key, value, attention_mask, scaling=scaling, **options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mask = visible(attention_mask, query.shape[2], key.shape[2], query.device)
-    for reader in tap.readers:
-        returned = reader.on_attention(query, key, value, mask, scale, output)  # type: ignore[operator]
-        output = passed_on(reader, "on_attention", returned, output)
+    for hook in point.hooks:
+        returned = hook.on_attention(query, key, value, mask, scale, output)  # type: ignore[operator]
+        output = check_output(hook, "on_attention", returned, output)
     return output, weights
 
 
@@ -177,7 +177,7 @@ def _feed_forward(layer: nn.Module) -> nn.Module:
         if isinstance(found := getattr(layer, name, None), nn.Module):
             return found
     raise ValueError(
-        f"readers ask for the input of the last feed-forward network, but {type(layer).__name__} has none "
+        f"hooks ask for the input of the last feed-forward network, but {type(layer).__name__} has none "
         f"of the names {', '.join(_FEED_FORWARD)}; its parts are "
         + ", ".join(name for name, _ in layer.named_children())
     )
@@ -188,7 +188,7 @@ def _attention(layer: nn.Module) -> nn.Module:
         if "attention" in type(part).__name__.lower() and hasattr(part, "config"):
             return part
     raise ValueError(
-        f"readers ask for the attention of {type(layer).__name__}, but none of its parts is an attention "
+        f"hooks ask for the attention of {type(layer).__name__}, but none of its parts is an attention "
         f"with a config; it has {', '.join(type(part).__name__ for part in layer.children())}"
     )
 
@@ -198,17 +198,17 @@ def _backend(module: nn.Module, attention: str) -> Callable[..., Any]:
 
     if attention not in ("sdpa", "eager"):
         raise ValueError(
-            f"readers with on_attention need attention='sdpa' or 'eager', whose masks they can read, "
+            f"hooks with on_attention need attention='sdpa' or 'eager', whose masks they can read, "
             f"got {attention!r}"
         )
-    ALL_ATTENTION_FUNCTIONS.register(_FUNCTION, attend_and_tell)
+    ALL_ATTENTION_FUNCTIONS.register(_FUNCTION, attention_with_hooks)
     if attention == "sdpa":
         return ALL_ATTENTION_FUNCTIONS["sdpa"]
     # Every model of transformers has an eager attention of its own, a function of this name beside its class.
     own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if own is None:
         raise ValueError(
-            f"readers with on_attention need the eager attention of {type(module).__name__}, which has none "
+            f"hooks with on_attention need the eager attention of {type(module).__name__}, which has none "
             "that can be called: use attention='sdpa'"
         )
     return own

@@ -14,7 +14,7 @@ from zoo.flow.preconditioning import Preconditioning, VelocityPrediction
 from zoo.io import load_checkpoint
 
 
-class Stored(NamedTuple):
+class StoredNetwork(NamedTuple):
     """What a file holds of a network.
 
     Attributes:
@@ -47,12 +47,12 @@ class Stored(NamedTuple):
         module, _, name = str(self.network["class_path"]).rpartition(".")
         if not (module + ".").startswith("zoo.flow.") or name not in networks.__all__:
             raise ValueError(
-                f"{self.file} holds a {self.network['class_path']}, which is no network of the zoo: give "
+                f"{self.file} holds a {self.network['class_path']}, which is not a network of the zoo: give "
                 "network to the teacher"
             )
         return getattr(networks, name)(**self.network.get("init_args", {}))
 
-    def reading(self) -> Preconditioning:
+    def build_preconditioning(self) -> Preconditioning:
         """What the output means; a velocity where the file says nothing.
 
         Raises:
@@ -70,7 +70,7 @@ class Stored(NamedTuple):
         return known[name](**{key: value for key, value in self.preconditioning.items() if key != "class"})
 
 
-def read_stored(file: str | Path, weights: str = "ema") -> Stored:
+def read_stored_network(file: str | Path, weights: str = "ema") -> StoredNetwork:
     """Reads a checkpoint of a module of zoo.flow, or a file that `zoo convert` made.
 
     Args:
@@ -86,9 +86,9 @@ def read_stored(file: str | Path, weights: str = "ema") -> Stored:
 
         converted = load_converted(file)
         state = converted.network.state_dict()
-        return Stored(file, state, converted.preconditioning.describe(), converted.network)
+        return StoredNetwork(file, state, converted.preconditioning.describe(), converted.network)
     contents = load_checkpoint(file)
-    return Stored(
+    return StoredNetwork(
         file,
         network_state(contents, weights),
         contents.get("flow", {}).get("preconditioning"),

@@ -1,4 +1,4 @@
-"""Data whose law is known: the draws follow it."""
+"""Data whose distribution is known: the draws follow it."""
 
 import math
 
@@ -35,11 +35,11 @@ def test_mixture_follows_its_law() -> None:
 
 
 def test_the_flow_map_carries_noise_to_the_data() -> None:
-    """Psi from t = 1 to 0 of normal draws has the law of the data."""
+    """Psi from t = 1 to 0 of normal draws has the distribution of the data."""
     data = Mixture1D(size=4000)
     data.setup("fit")
     noise = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    carried = data.law.flow_map(noise, t=1.0, r=0.0)[:, 0].numpy()
+    carried = data.distribution.flow_map(noise, t=1.0, r=0.0)[:, 0].numpy()
     assert stats.ks_2samp(carried, data.train_set.columns["x"][:, 0].numpy()).pvalue > CHANCE
 
 

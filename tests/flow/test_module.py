@@ -155,7 +155,7 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
 
 
 def test_guidance_wants_classes() -> None:
-    with pytest.raises(ValueError, match="asks for guidance, but the network has unconditionales"):
+    with pytest.raises(ValueError, match="asks for guidance, but the network has no classes"):
         MeanFlow(network(None), omega=2.0)
 
 

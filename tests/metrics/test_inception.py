@@ -172,7 +172,7 @@ def test_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"got \(6, 8, 8, 3\) of float64"):
         fid("floats.npz", "", "ref.npz")
     np.savez("named.npz", images=np.zeros((6, 8, 8, 3)))
-    with pytest.raises(ValueError, match=r"no .npz of images: .*arr_0.npy"):
+    with pytest.raises(ValueError, match=r"not an .npz of images: .*arr_0.npy"):
         fid("named.npz", "", "ref.npz")
     Path("cut.npz").write_bytes(Path(samples).read_bytes()[:900])
     with pytest.raises(ValueError, match=r"'cut.npz' is not an .npz of images"):

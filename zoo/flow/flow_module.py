@@ -218,7 +218,7 @@ class FlowModule(ZooModule):
     def _unpack(
         self, batch: Any, batch_idx: int, data: bool | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """A batch of any form as ``x``, ``label`` (None where the network has unconditionales) and ``index``.
+        """A batch of any form as ``x``, ``label`` (None where the network has no classes) and ``index``.
 
         ``x`` is empty where it is not needed and not there.
         """

@@ -182,7 +182,7 @@ class MeanFlow(FlowModule):
         if self.guided and self.num_classes is None:
             raise ValueError(
                 f"omega={self.omega}, kappa={self.kappa} asks for guidance, but the network has "
-                "unconditionales: give it num_classes, or leave omega=1 and kappa=0"
+                "no classes: give it num_classes, or leave omega=1 and kappa=0"
             )
 
     @property

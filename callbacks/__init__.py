@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from zoo.callbacks._lr_schedule import LRSchedule as LRSchedule
     from zoo.callbacks.ema_gap import EMAGap as EMAGap
     from zoo.callbacks.exact_resume import ExactResume as ExactResume
+    from zoo.callbacks.graceful_stop import GracefulStop as GracefulStop
+    from zoo.callbacks.graceful_stop import Interrupted as Interrupted
     from zoo.callbacks.loss_curve import LossCurve as LossCurve
     from zoo.callbacks.sample_grid import SampleGrid as SampleGrid
     from zoo.callbacks.sample_report import SampleReport as SampleReport

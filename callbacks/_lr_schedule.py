@@ -5,19 +5,18 @@ config are ignored on a resume; here the learning rate is a function of the upda
 says what was done, so that the past can be compared and the future changed.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities.types import LRSchedulerConfig
 
 from zoo.callbacks._lr_setter import LRSetter, changed_arguments, shown_rates
 from zoo.callbacks._only_one import only_one
 from zoo.callbacks._run_length import last_update, run_length, several_optimizers
 from zoo.events import display_path, record
 from zoo.schedules import RunSchedule, Schedule
+from zoo.schedules.owner import scheduler_conflict
 
 State = dict[str, Any]
 _FORMAT = 2
@@ -333,14 +332,3 @@ class LRSchedule(Callback):
         self._finished = self._step >= self.active.end
         if self._finished and self.stop_at_end and isinstance(self.given, Schedule):
             trainer.should_stop = True
-
-
-def scheduler_conflict(
-    owner: type[LRSchedule], module: LightningModule, configs: Sequence[LRSchedulerConfig]
-) -> str:
-    """What is said where a module also has schedulers."""
-    names = ", ".join(type(config.scheduler).__name__ for config in configs)
-    return (
-        f"the learning rate has two owners, {owner.__name__} and {names} of {type(module).__name__}: "
-        "leave out the module's scheduler (--model.lr_scheduler null), or this callback"
-    )

@@ -14,6 +14,7 @@ from zoo.callbacks._lr_schedule import LRSchedule, State
 from zoo.callbacks._lr_setter import LRSetter
 from zoo.events import record, run_folder
 from zoo.schedules import Budget, DecayOnDemand, RunSchedule, Schedule, SubRun
+from zoo.schedules.ledger import LEDGER_FILE
 
 
 class WSDS(LRSchedule):
@@ -134,6 +135,10 @@ class WSDS(LRSchedule):
         self._going_on = True
         [entry] = [entry for entry in self._files.ledger if entry.kind == "pre" and entry.step == start][-1:]
         return str(self._files.folder / entry.path)
+
+    def written_files(self) -> dict[str, Path]:
+        """The ledger (`zoo.runs.NamesFiles`)."""
+        return {"ledger": self._files.folder / LEDGER_FILE}
 
     def state_dict(self) -> State:
         """What was done; nothing of it is needed to know a learning rate."""

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 import torch
 from jsonargparse import ArgumentError
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor
 
@@ -238,6 +238,30 @@ class ZooDataModule(_PlainHyperparameters, LightningDataModule):  # type: ignore
         super()._set_hparams(hp)
         # Lightning refuses to log a module and a datamodule that both have, say, a `seed`, of two values.
         self._log_hyperparams = False
+
+
+@dataclass(frozen=True)
+class BuiltRun:
+    """What a config describes, built and not run: what verbs of the command line look at.
+
+    Attributes:
+        name: The configs, for messages.
+        model: The module, on the meta device: without memory for its weights.
+        datamodule: Its data, if the config names any; nothing is read.
+        trainer: The Trainer, with its callbacks.
+        config: The parsed settings of the Trainer.
+    """
+
+    name: str
+    model: LightningModule
+    datamodule: LightningDataModule | None
+    trainer: Trainer
+    config: Mapping[str, Any]
+
+    @property
+    def callbacks(self) -> list[Callback]:
+        """The Trainer's callbacks."""
+        return self.trainer.callbacks  # type: ignore[attr-defined]
 
 
 def run_seed(seed: int | None) -> int:

@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from zoo import __version__
 from zoo._cli.errors import CommandError, debugging, print_error, print_out, suggest
@@ -20,25 +20,29 @@ from zoo._cli.policy import import_policy, split_trust
 
 
 class Verb(NamedTuple):
-    """A row of the table: where the function is, what it does, and whether it parses its own arguments."""
+    """A row of the table: where the function is, what it does, and how it is called.
+
+    A plain function has its arguments parsed; one that takes a run gets a `BuiltRun` as well; a raw one
+    parses for itself.
+    """
 
     function: str
     help: str
-    raw: bool = False
+    takes: Literal["arguments", "run", "words"] = "arguments"
 
 
 VERBS = {
-    "fit": Verb("zoo._cli.train:run", "train a model: zoo fit --config quickstart", raw=True),
-    "validate": Verb("zoo._cli.train:run", "one pass over the validation data", raw=True),
+    "fit": Verb("zoo._cli.train:run", "train a model: zoo fit --config quickstart", takes="words"),
+    "validate": Verb("zoo._cli.train:run", "one pass over the validation data", takes="words"),
     "test": Verb(
-        "zoo._cli.train:run", "evaluate: zoo test --config RUN/config.yaml --ckpt_path FILE", raw=True
+        "zoo._cli.train:run", "evaluate: zoo test --config RUN/config.yaml --ckpt_path FILE", takes="words"
     ),
-    "predict": Verb("zoo._cli.train:run", "run a model over the data", raw=True),
-    "check": Verb("zoo._cli.check:run", "parse configs and build their parts, without data", raw=True),
+    "predict": Verb("zoo._cli.train:run", "run a model over the data", takes="words"),
+    "check": Verb("zoo._cli.check:run", "parse configs and build their parts, without data", takes="words"),
     "plan": Verb(
-        "zoo._cli.plan:run",
+        "zoo.schedules.commands:plan",
         "a config's learning rates, and what each budget costs: zoo plan CONFIG",
-        raw=True,
+        takes="run",
     ),
     "list": Verb("zoo._cli.verbs:list_names", "name the models, data, callbacks, networks and configs"),
     "show": Verb("zoo._cli.verbs:show", "explain a component, or print a config: zoo show MeanFlow"),
@@ -76,9 +80,9 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 for a mistake in what was asked for, 130 and 143 after an interruption.
     """
-    words = list(sys.argv[1:] if args is None else args)
+    argv = list(sys.argv[1:] if args is None else args)
     try:
-        rest, trusted = split_trust(words)
+        rest, trusted = split_trust(argv)
         rest, fetches = split_download(rest)
         if not rest or rest[0] in ("-h", "--help", "help"):
             print_out(HELP)
@@ -87,7 +91,7 @@ def main(args: Sequence[str] | None = None) -> int:
             print_out(__version__)
             return 0
         with downloads(fetches):
-            return call(rest[0], rest[1:], words, trusted)
+            return call(rest[0], rest[1:], argv, trusted)
     except CommandError as error:
         if debugging():
             traceback.print_exc()
@@ -112,7 +116,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
 
 
-def call(name: str, args: list[str], words: list[str], trusted: list[str]) -> int:
+def call(name: str, args: list[str], argv: list[str], trusted: list[str]) -> int:
     """Finds the verb's function and calls it under the import policy."""
     if name.startswith("-") and (late := next((word for word in args if word in VERBS), None)):
         before = [word for word in (name, *args) if word != late]
@@ -122,8 +126,12 @@ def call(name: str, args: list[str], words: list[str], trusted: list[str]) -> in
     verb = VERBS[name]
     module, _, function = verb.function.partition(":")
     target = getattr(importlib.import_module(module), function)
-    if verb.raw:
-        return target(name, args, words, trusted)
+    if verb.takes == "words":
+        return target(name, args, argv, trusted)
+    if verb.takes == "run":
+        from zoo._cli import run_verb
+
+        return run_verb.run(target, name, args, argv, trusted)
 
     import jsonargparse
 

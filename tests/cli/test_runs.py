@@ -11,11 +11,10 @@ import pytest
 import torch
 import yaml
 
-from zoo._cli.errors import CommandError
-from zoo._cli.logger import RunLogger
 from zoo._cli.report import command
-from zoo._cli.runs import Lock, files_state, newest_checkpoint, saves, starts_others, truncate
 from zoo.cli import main
+from zoo.run_logger import RunLogger
+from zoo.runs import RunError, RunLock, files_state, is_launcher, newest_checkpoint, saves, truncate
 
 FIT = ("fit", "--trust", "my_model", "--config", "small.yaml")
 
@@ -134,7 +133,7 @@ def _save(path: Path, step: int, session: int | None = None, **more) -> None:
     torch.save({"state_dict": {"w": torch.zeros(1000)}, "global_step": step, **state, **more}, path)
 
 
-def test_newest_checkpoint_is_the_whole_one_of_most_updates_whatever_the_clock_said(tmp_path, capsys):
+def test_newest_checkpoint_is_the_whole_one_of_most_updates_whatever_the_clock_said(tmp_path):
     for number, name in enumerate(("a", "b", "c")):
         _save(tmp_path / f"{name}.ckpt", 1 + number)
         os.utime(tmp_path / f"{name}.ckpt", ns=(9 - number, 9 - number))
@@ -144,8 +143,8 @@ def test_newest_checkpoint_is_the_whole_one_of_most_updates_whatever_the_clock_s
     content = bytearray((tmp_path / "c.ckpt").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "c.ckpt").write_bytes(content)
-    assert newest_checkpoint(saves(tmp_path)) == tmp_path / "b.ckpt"
-    assert "passed over" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="passed over"):
+        assert newest_checkpoint(saves(tmp_path)) == tmp_path / "b.ckpt"
     assert newest_checkpoint(saves(tmp_path / "empty")) is None
 
 
@@ -157,24 +156,24 @@ def test_a_run_that_went_back_goes_on_from_its_last_session(tmp_path):
 
 def test_a_lock_is_held_once_and_dies_with_its_process(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from zoo._cli.runs import Lock; "
-        "lock = Lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from zoo.runs import RunLock; "
+        "lock = RunLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
-    with pytest.raises(CommandError, match=f"process {process.pid}"):
-        Lock(tmp_path)
+    with pytest.raises(RunError, match=f"process {process.pid}"):
+        RunLock(tmp_path)
     process.kill()
     process.wait()
     process.stdout.close()
-    lock = Lock(tmp_path)
+    lock = RunLock(tmp_path)
     child = os.fork()
     if child == 0:  # a forked loader worker does not keep the lock
         os._exit(0 if lock._handle == -1 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     lock.release()
-    Lock(tmp_path).release()
+    RunLock(tmp_path).release()
 
 
 @pytest.mark.parametrize(
@@ -193,7 +192,7 @@ def test_the_process_that_owns_a_run(monkeypatch, environment, first):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert starts_others() == first
+    assert is_launcher() == first
 
 
 def test_a_run_says_where_things_are_and_its_last_command_works(zoo, workspace, rows):

@@ -18,9 +18,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from zoo._cli.logger import RunLogger
 from zoo.callbacks import ExactResume
 from zoo.datamodules._loader import Loader, Table
+from zoo.run_logger import RunLogger
 
 ITEMS, BATCH, EPOCHS = 192, 16, 4
 

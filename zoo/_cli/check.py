@@ -20,13 +20,13 @@ USAGE = """usage: zoo check CONFIG... [--trust PKG]          each config by itse
 A config is a file, or the name of a bundled one."""
 
 
-def run(verb: str, args: list[str], words: Sequence[str], trusted: Sequence[str]) -> int:
+def run(verb: str, args: list[str], argv: Sequence[str], trusted: Sequence[str]) -> int:
     """Checks each config by itself, or a stack of configs as one run, and prints a line about each check.
 
     Args:
         verb: check.
         args: Files or names of bundled configs; or the words that `zoo fit` takes.
-        words: The whole line, for advice.
+        argv: The whole line, for advice.
         trusted: Packages that configs may name.
 
     Returns:
@@ -39,7 +39,7 @@ def run(verb: str, args: list[str], words: Sequence[str], trusted: Sequence[str]
     with import_policy(trusted), quiet(MACHINE):
         for name, line in lines(args):
             try:
-                cli = build(partial(CheckCLI, ["fit", *line]), words)
+                cli = build(partial(CheckCLI, ["fit", *line]), argv)
             except CommandError as error:
                 print_error(f"{name}: {str(error).removeprefix(f'{name}: ')}")
                 code = 2

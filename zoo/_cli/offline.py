@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo._cli.errors import CommandError, chain
+from zoo._cli.flags import take_flag
 
 FLAG = "--allow-download"
 VARIABLE = "ZOO_ALLOW_DOWNLOAD"
@@ -34,8 +35,8 @@ def split_download(args: Sequence[str]) -> tuple[list[str], bool]:
     >>> split_download(["fit", "--allow-download", "--config", "x"])
     (['fit', '--config', 'x'], True)
     """
-    rest = [word for word in args if word != FLAG]
-    return rest, len(rest) < len(args) or os.environ.get(VARIABLE, "") not in ("", "0")
+    rest, given = take_flag(args, FLAG)
+    return rest, given or os.environ.get(VARIABLE, "") not in ("", "0")
 
 
 @contextmanager

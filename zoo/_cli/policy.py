@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from zoo._cli.errors import CommandError
+from zoo._cli.flags import take_option
 from zoo.import_policy import VARIABLE, allowed_imports
 
 
@@ -21,19 +22,8 @@ def split_trust(args: Sequence[str]) -> tuple[list[str], list[str]]:
     >>> split_trust(["fit", "--trust", "mine,yours", "--config", "x"])
     (['fit', '--config', 'x'], ['mine', 'yours'])
     """
-    rest: list[str] = []
-    named = [os.environ.get(VARIABLE, "")]
-    words = iter(args)
-    for word in words:
-        if word == "--trust":
-            value = next(words, "")
-            if not value or value.startswith("-"):
-                raise CommandError("--trust needs the name of a package: --trust my_package")
-            named.append(value)
-        elif word.startswith("--trust="):
-            named.append(word.removeprefix("--trust="))
-        else:
-            rest.append(word)
+    rest, named = take_option(args, "--trust", "the name of a package: --trust my_package")
+    named.insert(0, os.environ.get(VARIABLE, ""))
     packages = [name.strip() for value in named for name in value.split(",") if name.strip()]
     for name in packages:
         if not all(part.isidentifier() for part in name.split(".")):

@@ -5,13 +5,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from zoo._cli.runs import CONFIG_FILE, METRICS_FILE
 from zoo.events import EVENTS_FILE, display_path, run_folder
-from zoo.schedules.ledger import LEDGER_FILE
+from zoo.runs import CONFIG_FILE, METRICS_FILE, NamesFiles
 
 _HOOKS = {"test": "test_step", "validate": "validation_step"}
 
@@ -42,8 +41,11 @@ def summary(verb: str, trainer: Trainer, model: LightningModule, trust: list[str
         *(("picture", path) for path in sorted(run.glob("*.png"))),
         ("metrics", run / METRICS_FILE),
         ("events", run / EVENTS_FILE),
-        ("ledger", run / "checkpoints" / LEDGER_FILE),
     ]
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for part in (model, *callbacks):
+        if isinstance(part, NamesFiles):
+            found += part.written_files().items()
     checkpoint = _checkpoint(trainer) if verb == "fit" else None
     if checkpoint is not None:
         found.append(("checkpoint", checkpoint))

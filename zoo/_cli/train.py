@@ -8,62 +8,65 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger
 
 from zoo import events
-from zoo._cli.errors import print_error, print_out
-from zoo._cli.interrupt import Interrupted, checkpoint_path
+from zoo._cli.errors import CommandError, print_error, print_out
+from zoo._cli.flags import take_flag, take_option
 from zoo._cli.noise import quiet
 from zoo._cli.parser import OneLineParser
 from zoo._cli.policy import import_policy
 from zoo._cli.report import command, summary
-from zoo._cli.runs import CONFIG_FILE, Lock, Resume, open_run, split_resume, truncate
 from zoo._cli.trainer_cli import ZooCLI, build
+from zoo.callbacks.graceful_stop import Interrupted, interrupted_checkpoint
 from zoo.io import append_json, load_checkpoint
+from zoo.runs import CONFIG_FILE, Resume, RunError, RunLock, open_run, truncate
 
 
-def run(verb: str, args: list[str], words: Sequence[str], trusted: Sequence[str]) -> int:
+def run(verb: str, args: list[str], argv: Sequence[str], trusted: Sequence[str]) -> int:
     """Runs a verb of the Trainer.
 
     Args:
         verb: fit, validate, test or predict.
         args: The words after the verb, without ``--trust``.
-        words: The whole line, for advice.
+        argv: The whole line, for advice.
         trusted: Packages that configs may name.
 
     Returns:
         The exit status: 0, or 128 and the signal's number after an interruption.
     """
     resume: Resume | None = None
-    args, untrained = split_untrained(verb, args)
+    lock: RunLock | None = None
+    untrained = False
     if verb == "fit":
-        args, folder = split_resume(args)
-        if folder is not None:
-            named = any(word.split("=")[0] == "--ckpt_path" for word in args)
-            resume = open_run(folder, newest=not named)
-            args = ["--config", str(resume.run / CONFIG_FILE), *args]
-    lock = resume.lock if resume else None
+        args, folders = take_option(
+            args, "--resume", "the folder of a run: --resume runs/quickstart/version_0"
+        )
+        named = any(word.split("=")[0] == "--ckpt_path" for word in args)
+    else:
+        args, untrained = take_flag(args, "--untrained")
+        folders = []
     try:
+        if folders:
+            resume = open_run(folders[-1], newest=not named, warn=print_error)
+            lock = resume.lock
+            args = ["--config", str(resume.run / CONFIG_FILE), *args]
         with import_policy(trusted), quiet():
-            cli = build(lambda: ZooCLI([verb, *args], trusted, resume, untrained), words)
-            lock = lock or take_folder(cli)
+            cli = build(lambda: ZooCLI([verb, *args], trusted, resume, untrained), argv)
+            lock = lock or lock_new_run(cli)
             return launch(cli)
+    except RunError as error:
+        raise CommandError(str(error)) from error
     finally:
         if lock is not None:
             lock.release()
 
 
-def split_untrained(verb: str, args: Sequence[str]) -> tuple[list[str], bool]:
-    """Takes ``--untrained`` out of the words after a verb that evaluates."""
-    rest = [word for word in args if verb == "fit" or word != "--untrained"]
-    return rest, len(rest) < len(args)
-
-
-def take_folder(cli: ZooCLI) -> Lock | None:
+def lock_new_run(cli: ZooCLI) -> RunLock | None:
     """Locks the folder of a new fit, on global rank zero; there is none to lock without a file logger."""
     trainer = cli.trainer
     if cli.subcommand != "fit" or not trainer.is_global_zero or not isinstance(trainer.logger, CSVLogger):
         return None
     folder = events.run_folder(trainer)
     folder.mkdir(parents=True, exist_ok=True)
-    return Lock(folder)
+    return RunLock(folder)
 
 
 def launch(cli: ZooCLI) -> int:
@@ -82,25 +85,22 @@ def launch(cli: ZooCLI) -> int:
     try:
         cli.start()
         if trainer.is_global_zero and cli.subcommand == "fit" and not dry:
-            checkpoint_path(trainer).unlink(missing_ok=True)  # of an interruption that was made up for
+            interrupted_checkpoint(trainer).unlink(missing_ok=True)  # of an interruption that was made up for
             if isinstance(trainer.logger, CSVLogger):  # only then the run has a folder of its own
                 folder = events.run_folder(trainer)
                 note(folder, "completed", "training is complete", trainer.global_step, trainer.current_epoch)
     except Interrupted as stop:
         if not trainer.is_global_zero:
             return 0  # Lightning kills a run one of whose processes failed, and this one did not
-        tell_resume(
-            cli, f"{stop}" if dry else f"{stop}; saved {events.display_path(checkpoint_path(trainer))}"
-        )
+        print_resume_command(cli)
         return 128 + stop.signum
-    except SystemExit as stop:
+    except SystemExit as stop:  # Lightning's, after a KeyboardInterrupt
         if not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        if trainer.is_global_zero and cli.interrupt.received:
-            tell_resume(cli, "stopped at once, without saving")
-        return 128 + (cli.interrupt.received or signal.SIGINT)
-    finally:
-        cli.interrupt.release()
+        if trainer.is_global_zero and cli.signal_received:
+            print_error("stopped at once, without saving")
+            print_resume_command(cli)
+        return 128 + (cli.signal_received or signal.SIGINT)
     if trainer.is_global_zero and not dry:
         for line in summary(str(cli.subcommand), trainer, cli.model, cli.trust):
             print_out(line)
@@ -113,14 +113,11 @@ def note(run: Path, event: str, message: str, step: int, epoch: int) -> None:
     append_json(run / events.EVENTS_FILE, entry)
 
 
-def tell_resume(cli: ZooCLI, text: str) -> None:
-    """Says how a fit ended early and, where it has a folder of its own, how to go on."""
-    print_error(text)
+def print_resume_command(cli: ZooCLI) -> None:
+    """Says how to go on with a fit that ended early, where it has a folder of its own or was saved."""
+    checkpoint = interrupted_checkpoint(cli.trainer)
     if isinstance(cli.trainer.logger, CSVLogger):
         run = events.display_path(events.run_folder(cli.trainer))
         print_error(f"go on with: {command('fit', '--resume', run, *cli.trust)}")
-    elif checkpoint_path(cli.trainer).is_file():
-        print_error(
-            f"go on with: {OneLineParser.retry} --ckpt_path "
-            f"{events.display_path(checkpoint_path(cli.trainer))}"
-        )
+    elif checkpoint.is_file():
+        print_error(f"go on with: {OneLineParser.retry} --ckpt_path {events.display_path(checkpoint)}")

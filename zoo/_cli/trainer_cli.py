@@ -30,18 +30,18 @@ from zoo._cli import configs
 from zoo._cli.bounds import few_modules, read_config, refuse_processes
 from zoo._cli.components import public_names
 from zoo._cli.errors import CommandError, error_text, print_error, suggest
-from zoo._cli.interrupt import Interrupt
-from zoo._cli.logger import RunLogger
 from zoo._cli.offline import connections, fetch, refused
 from zoo._cli.parser import OneLineParser
 from zoo._cli.refusal import Line, files_on, refusal
 from zoo._cli.report import command
-from zoo._cli.runs import CONFIG_FILE, Resume, is_run, saves, starts_others
 from zoo._cli.spec import differences, find_class, refuse_words, try_optimizers
 from zoo._cli.summary import CountedSummary
 from zoo.base import ZooModule
-from zoo.callbacks import WSDS, ExactResume, UpdateBar
+from zoo.callbacks import ExactResume, GracefulStop, UpdateBar
+from zoo.callbacks._run_files import RunFiles
 from zoo.io import AtomicCheckpointIO, load_checkpoint
+from zoo.run_logger import RunLogger
+from zoo.runs import CONFIG_FILE, MultiPartRun, Resume, is_launcher, is_run, saves
 
 CLI = TypeVar("CLI", bound="ZooCLI")
 SETUP_ERRORS = (ValueError, ImportError, OSError, MisconfigurationException)
@@ -57,14 +57,14 @@ _LOADERS = {"fit": "train", "validate": "val", "test": "test", "predict": "predi
 _CKPT_WORDS = ("best", "last", "hpc")  # what ckpt_path may say other than a path
 
 
-def build(make: Callable[[], CLI], words: Sequence[str]) -> CLI:
+def build(make: Callable[[], CLI], argv: Sequence[str]) -> CLI:
     """Parses and builds everything, up to the call of the Trainer.
 
     Raises:
         CommandError: anything that the user can put right.
     """
     import_components()
-    OneLineParser.retry = command(*words)
+    OneLineParser.retry = command(*argv)
     with one_line():
         return make()
 
@@ -200,7 +200,6 @@ class ZooCLI(LightningCLI):
         self.trust = ["--trust", ",".join(trusted)] if trusted else []
         self.resume = resume
         self.untrained = untrained
-        self.interrupt = Interrupt(resume.session if resume else 0, in_place=resume is not None)
         self.progress = RunProgress()
         self.started = False
         super().__init__(
@@ -267,7 +266,7 @@ class ZooCLI(LightningCLI):
             if self.config.subcommand == "fit":
                 self._check_start(path, checkpoint)
             saved = checkpoint.get("hyper_parameters", {})
-            for line in differences(saved, self._sub("model")) if starts_others() else []:
+            for line in differences(saved, self._sub("model")) if is_launcher() else []:
                 print_error(f"{path}: {line} (the config is used)")
 
     def _checkpoint_of_run(self, word: str) -> str:
@@ -279,7 +278,7 @@ class ZooCLI(LightningCLI):
                 f"ckpt_path: {word!r} is known inside a fit only; give a file (or --config RUN/config.yaml "
                 "--ckpt_path last, for the last checkpoint of RUN)"
             )
-        found = saves(run)
+        found = saves(run, print_error)
         if not found:
             raise CommandError(f"ckpt_path: {run} holds no checkpoint")
         self.config[self.config.subcommand].ckpt_path = str(found[0].path)
@@ -350,8 +349,9 @@ class ZooCLI(LightningCLI):
         config["logger"] = self._logger(config["logger"])
         callbacks = config["callbacks"] or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        if not any(isinstance(callback, ExactResume) for callback in callbacks):
-            callbacks = [*callbacks, ExactResume()]
+        for needed in (ExactResume, *([GracefulStop] if self.subcommand == "fit" else [])):
+            if not any(isinstance(callback, needed) for callback in callbacks):
+                callbacks = [*callbacks, needed()]
         bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if self.subcommand == "fit" and not bar and config["enable_progress_bar"] is not False:
             callbacks = [UpdateBar(), *callbacks]  # first, so that it ends before others report
@@ -365,8 +365,9 @@ class ZooCLI(LightningCLI):
         if not own and type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # nor the strategy's
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self.subcommand == "fit":
-            # Behind the checkpoint callbacks, whose state its own checkpoint holds.
-            trainer.callbacks.append(self.interrupt)  # type: ignore[attr-defined]
+            trainer.callbacks.append(  # type: ignore[attr-defined]
+                RunFiles(self.resume.session if self.resume else 0, in_place=self.resume is not None)
+            )
         trainer.callbacks.insert(0, self.progress)  # type: ignore[attr-defined]
         return trainer
 
@@ -440,15 +441,18 @@ class ZooCLI(LightningCLI):
         return self.resume.checkpoint or Path(self._sub("ckpt_path"))
 
     def _next_sub_runs(self) -> None:
-        """Goes on with the branches of a schedule (`WSDS.fit` for users of the command line)."""
+        """Goes on with the further fits of a run of several parts: the branches of a schedule."""
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        for owner in [callback for callback in callbacks if isinstance(callback, WSDS)]:
+        for owner in [callback for callback in callbacks if isinstance(callback, MultiPartRun)]:
             while (path := owner.next_sub_run()) is not None:
-                self.interrupt.session += (
-                    1  # its updates come after those of the sub-run before, whatever their numbers
-                )
                 kwargs = self._prepare_subcommand_kwargs("fit")
                 self.trainer.fit(**(kwargs | {"ckpt_path": path}))
+
+    @property
+    def signal_received(self) -> int:
+        """The signal that stops the fit; 0 if none came."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next((callback.received for callback in callbacks if isinstance(callback, GracefulStop)), 0)
 
     def _logs_elsewhere(self) -> bool:
         """Whether a logger is more than a writer of files here."""

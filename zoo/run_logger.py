@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-from zoo._cli.runs import FIRST_FILES
 from zoo.io import atomic_path
+from zoo.runs import FIRST_FILES
 
 
 class _Rows(ExperimentWriter):

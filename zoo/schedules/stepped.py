@@ -1,20 +1,22 @@
-"""The learning rates of a module's own schedulers, as `zoo plan` tells them."""
+"""The learning rates of a module's own schedulers, as `zoo plan` prints them."""
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.types import LRSchedulerConfig
-from torch.optim.lr_scheduler import ReduceLROnPlateau
-
-from zoo._cli.errors import CommandError
 from zoo.schedules.plot import bars
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.utilities.types import LRSchedulerConfig
 
 _MOST = 100_000  # steps that are drawn: about a second
 _WIDTH = 72
 
 
-def stepped(module: LightningModule, schedulers: Sequence[LRSchedulerConfig], trainer: Trainer) -> list[str]:
+def stepped(
+    module: "LightningModule", schedulers: "Sequence[LRSchedulerConfig]", trainer: "Trainer"
+) -> list[str]:
     """What the schedulers do in the run that a Trainer is set to, found by stepping them.
 
     Args:
@@ -26,8 +28,10 @@ def stepped(module: LightningModule, schedulers: Sequence[LRSchedulerConfig], tr
         Pieces of text, for each scheduler a line and, if its steps are known in advance, a plot.
 
     Raises:
-        CommandError: a scheduler fails within the run.
+        ValueError: a scheduler fails within the run.
     """
+    from torch.optim.lr_scheduler import ReduceLROnPlateau
+
     pieces: list[str] = []
     for config in schedulers:
         scheduler = config.scheduler
@@ -46,10 +50,10 @@ def stepped(module: LightningModule, schedulers: Sequence[LRSchedulerConfig], tr
         rates = _rates(config, min(limit, _MOST), owner)
         peak = max(rates)
         cut = f" (drawn for {_MOST:,} of {limit:,})" if limit > _MOST else ""
-        told = (
+        text = (
             f"{rates[0]:g} at first, {peak:g} at most (from {rates.index(peak):,} on), {rates[-1]:g} at last"
         )
-        pieces.append(f"{owner}{cut}: learning rate {told}")
+        pieces.append(f"{owner}{cut}: learning rate {text}")
         edges = [n * len(rates) // _WIDTH for n in range(_WIDTH + 1)]
         cells = [rates[first : max(last, first + 1)] for first, last in pairwise(edges)]
         heights = [sum(cell) / len(cell) / peak if peak > 0 else 0.0 for cell in cells]
@@ -57,7 +61,7 @@ def stepped(module: LightningModule, schedulers: Sequence[LRSchedulerConfig], tr
     return pieces
 
 
-def _rates(config: LRSchedulerConfig, count: int, owner: str) -> list[float]:
+def _rates(config: "LRSchedulerConfig", count: int, owner: str) -> list[float]:
     """The learning rate of the first group in each step."""
     scheduler = config.scheduler
     group = scheduler.optimizer.param_groups[0]
@@ -69,5 +73,5 @@ def _rates(config: LRSchedulerConfig, count: int, owner: str) -> list[float]:
             try:
                 scheduler.step()  # type: ignore[call-arg]  # that of a plateau needs a number
             except ValueError as error:
-                raise CommandError(f"{owner}, fails after {step + 1:,} of {count:,}: {error}") from error
+                raise ValueError(f"{owner}, fails after {step + 1:,} of {count:,}: {error}") from error
     return rates

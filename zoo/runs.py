@@ -9,12 +9,13 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from zoo._cli.errors import CommandError, print_error, suggest
+from zoo._suggest import suggest
 from zoo.events import EVENTS_FILE
 from zoo.io import RUN_LOCK, atomic_write, check_archive, checkpoint_files, peek_checkpoint, remove_temporary
 
@@ -25,7 +26,27 @@ HPARAMS_FILE = "hparams.yaml"
 FIRST_FILES = {CONFIG_FILE, EVENTS_FILE, HPARAMS_FILE, RUN_LOCK, METRICS_FILE}  # there before any update
 
 
-class Lock:
+class RunError(ValueError):
+    """A run's folder that cannot be used as it was meant to."""
+
+
+@runtime_checkable
+class MultiPartRun(Protocol):
+    """A callback whose run is several fits in a row, each from a checkpoint of one before."""
+
+    def next_sub_run(self) -> str | None:
+        """After a fit: the checkpoint that the next one goes on from; None if there is none."""
+
+
+@runtime_checkable
+class NamesFiles(Protocol):
+    """A callback or module that says which files it wrote, for what a run prints at its end."""
+
+    def written_files(self) -> dict[str, Path]:
+        """A word for each file: ``{"ledger": path}``; files that do not exist are passed over."""
+
+
+class RunLock:
     """An advisory lock on a run's folder, for as long as the process lives.
 
     The kernel releases it when the process dies, however it dies. Forked children (loader workers) let go of
@@ -35,7 +56,7 @@ class Lock:
         run: The folder.
 
     Raises:
-        CommandError: a live process holds the lock.
+        RunError: a live process holds the lock.
     """
 
     def __init__(self, run: Path) -> None:
@@ -47,7 +68,7 @@ class Lock:
             pid = _alive(os.pread(self._handle, 32, 0).decode().strip())
             os.close(self._handle)
             who = f" (process {pid}): wait for it, or stop it with kill {pid}" if pid else ": wait for it"
-            raise CommandError(f"{run} is in use by a run that is alive{who}") from None
+            raise RunError(f"{run} is in use by a run that is alive{who}") from None
         os.ftruncate(self._handle, 0)
         os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
         os.register_at_fork(after_in_child=self._close)
@@ -82,7 +103,7 @@ class Resume:
 
     run: Path
     checkpoint: Path | None
-    lock: Lock | None
+    lock: RunLock | None
     session: int = 0
 
 
@@ -92,59 +113,39 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() and any((folder / name).is_file() for name in made)
 
 
-def split_resume(args: Sequence[str]) -> tuple[list[str], str | None]:
-    """Takes ``--resume RUN`` out of the words after ``fit``.
-
-    Raises:
-        CommandError: no folder follows.
-    """
-    rest: list[str] = []
-    run: str | None = None
-    words = iter(args)
-    for word in words:
-        if word == "--resume":
-            run = next(words, "")
-        elif word.startswith("--resume="):
-            run = word.removeprefix("--resume=")
-        else:
-            rest.append(word)
-    if run is not None and (not run or run.startswith("-")):
-        raise CommandError("--resume needs the folder of a run: zoo fit --resume runs/quickstart/version_0")
-    return rest, run
-
-
-def open_run(folder: str, newest: bool = True) -> Resume:
+def open_run(folder: str, newest: bool = True, warn: Callable[[str], object] = warnings.warn) -> Resume:
     """Finds what a resume needs and, on the process that starts the others, locks the folder.
 
     Args:
         folder: The run's folder.
         newest: Look for the checkpoint to go on from; else the user has named one.
+        warn: Told of each checkpoint that cannot be read.
 
     Raises:
-        CommandError: it is not a run's folder, a live run uses it, or it has no complete checkpoint.
+        RunError: it is not a run's folder, a live run uses it, or it has no complete checkpoint.
     """
     run = Path(folder)
     if not (run / CONFIG_FILE).is_file():
         known = [str(path.parent) for path in Path("runs").glob(f"**/{CONFIG_FILE}")]
-        raise CommandError(
+        raise RunError(
             f"--resume {folder}: no {CONFIG_FILE} there, so it is not a run{suggest(folder, known)}"
         )
-    lock = Lock(run) if starts_others() else None
+    lock = RunLock(run) if is_launcher() else None
     if lock is not None:
         remove_temporary(run)
-    saved = saves(run)
-    path = newest_checkpoint(saved) if newest else None
+    saved = saves(run, warn)
+    path = newest_checkpoint(saved, warn) if newest else None
     if newest and path is None:
         if lock is not None:
             lock.release()
-        raise CommandError(
+        raise RunError(
             f"{run} holds no complete checkpoint to go on from: start again with "
             f"zoo fit --config {run / CONFIG_FILE}"
         )
     return Resume(run, path, lock, 1 + max((save.session for save in saved), default=0))
 
 
-def starts_others() -> bool:
+def is_launcher() -> bool:
     """Whether this process is the first of its run, by the variables that launchers set."""
     for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
@@ -164,7 +165,7 @@ class Save(NamedTuple):
     path: Path
 
 
-def saves(run: Path) -> list[Save]:
+def saves(run: Path, warn: Callable[[str], object] = warnings.warn) -> list[Save]:
     """The checkpoints of a run, the last saved first; what cannot be read is passed over and said.
 
     By the counts in the files: times of modification change with a copy or a clock.
@@ -178,17 +179,17 @@ def saves(run: Path) -> list[Save]:
                 session, order = state.get("session", 0), state.get("order", 0)
                 found.append(Save(session, int(checkpoint["global_step"]), order, path))
         except (ValueError, KeyError, TypeError) as error:
-            print_error(f"passed over {path}: {error}")
+            warn(f"passed over {path}: {error}")
     return sorted(found, reverse=True)
 
 
-def newest_checkpoint(found: Sequence[Save]) -> Path | None:
+def newest_checkpoint(found: Sequence[Save], warn: Callable[[str], object] = warnings.warn) -> Path | None:
     """The first of a run's checkpoints that is undamaged; what is passed over is said."""
     for save in found:
         try:
             check_archive(save.path)
         except ValueError as error:
-            print_error(f"passed over {save.path}: {error}")
+            warn(f"passed over {save.path}: {error}")
         else:
             return save.path
     return None

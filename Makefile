@@ -34,12 +34,12 @@ quickstart: install ## Train a small model on handwritten digits (about two minu
 test: install-test ## Everything: lint, types, tests, the wheel
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -m "not bench" --durations=15
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not bench" --durations=15
 
 check: install-test ## Format, lint, types, arrows and the fast tests
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/python -m pytest -m "not bench and not slow" -q
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not bench and not slow" -q
 
 bench: export OMP_NUM_THREADS := 2
 bench: install-test ## Speed, as ratios within one run
@@ -54,7 +54,7 @@ test-floors: ## The fast tests on the oldest versions that pyproject.toml admits
 	$(PYTHON) tests/packaging/floors.py > .venv-floors/floors.txt
 	.venv-floors/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-floors/floors.txt --editable '.[test]'
 	# Types are checked against the newest versions only: old packages have other stubs.
-	.venv-floors/bin/python -m pytest -m "not bench and not slow" -q --ignore tests/packaging/test_types.py
+	.venv-floors/bin/python -m pytest -n auto --dist worksteal -m "not bench and not slow" -q --ignore tests/packaging/test_types.py
 
 clean: ## Remove what builds and tests leave behind (not .venv, not runs)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

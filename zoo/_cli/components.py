@@ -27,8 +27,8 @@ _ROOTS: dict[str, Kind] = {
     "Metric": "parts",
     "Module": "networks",
 }
-_GROUND = ("zoo.base", "zoo.events", "zoo.io", "zoo.rng")  # plain modules, whose names are all public
-_SHARED = ("base", "callbacks", "datamodules", "io", "metrics", "rng")  # what stands beside the rooms
+_GROUND = ("zoo.base", "zoo.events", "zoo.io", "zoo.rng", "zoo.run_logger", "zoo.runs")  # plain modules, whose names are all public
+_SHARED = ("base", "callbacks", "datamodules", "io", "metrics", "rng", "runs")  # what stands beside the rooms
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Component:
         return self.doc.split("\n\n")[0].replace("\n", " ").strip()
 
 
-def packages() -> list[str]:
+@cache
+def packages() -> tuple[str, ...]:
     """The packages of the zoo that have public names, nested ones included."""
     found = ["zoo.callbacks", "zoo.datamodules"]  # mapped from other folders in an editable install
     found += [
@@ -66,7 +67,7 @@ def packages() -> list[str]:
         for info in pkgutil.walk_packages(zoo.__path__, "zoo.")
         if info.ispkg and "._" not in info.name and info.name != "zoo.configs"
     ]
-    return sorted(set(found))
+    return tuple(sorted(set(found)))
 
 
 def package_doc(package: str) -> str:
@@ -74,6 +75,7 @@ def package_doc(package: str) -> str:
     return (ast.get_docstring(_tree(package)) or "").split("\n")[0]
 
 
+@cache
 def public_names() -> dict[str, dict[str, str]]:
     """Each package's public names, and the modules that define them."""
     return {package: table(_source(package)[1]) for package in packages()}

@@ -1,11 +1,11 @@
-"""Runs the experiments that have no result yet, then writes the README's evidence table."""
+"""Runs the experiments that have no result yet, then writes their page."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 from entry import RESULTS
-from table import update_readme
+from table import update_page
 
 HERE = Path(__file__).resolve().parent
 SHARED = {"entry", "run", "table"}
@@ -21,8 +21,8 @@ def main() -> int:
         print(f"{name} ...", flush=True)
         if subprocess.run([sys.executable, str(script)], cwd=HERE.parents[1]).returncode:
             failed.append(name)
-    update_readme()
-    print(f"failed: {', '.join(failed)}" if failed else "README.md holds the results")
+    update_page()
+    print(f"failed: {', '.join(failed)}" if failed else "tests/evidence/README.md holds the results")
     return bool(failed)
 
 

@@ -27,7 +27,8 @@ _ROOTS: dict[str, Kind] = {
     "Metric": "parts",
     "Module": "networks",
 }
-_GROUND = ("zoo.base", "zoo.events", "zoo.io", "zoo.rng", "zoo.run_logger", "zoo.runs")  # plain modules, whose names are all public
+# Plain modules, whose names are all public.
+_GROUND = ("zoo.base", "zoo.events", "zoo.io", "zoo.rng", "zoo.run_logger", "zoo.runs")
 _SHARED = ("base", "callbacks", "datamodules", "io", "metrics", "rng", "runs")  # what stands beside the rooms
 
 

@@ -24,12 +24,8 @@ WARNINGS = (
     r".*does not have many workers which may be a bottleneck",
 )
 # Beginnings of lines that Lightning logs.
-TIPS = ("💡 Tip:",)
-MACHINE = (
-    "GPU available:",
-    "TPU available:",
-    "💡 Tip:",
-)  # what a Trainer says of the machine when it is made
+TIPS = ("💡 Tip:", "Trainer already configured with model summary callbacks")
+MACHINE = ("GPU available:", "TPU available:", *TIPS)  # what a Trainer says of the machine when it is made
 
 
 class _Without(logging.Filter):

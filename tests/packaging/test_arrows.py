@@ -11,7 +11,10 @@ from layout import sources
 from zoo._lazy import table
 
 ROOMS = {"flow", "schedules", "recovery", "sinks", "instability", "vlm", "memory", "lm", "vision"}
-GROUND = {"_lazy", "base", "io", "rng", "events", "checkpoint_io", "import_policy", "attention", "metrics"}
+GROUND = {
+    *("_lazy", "base", "io", "rng", "events", "pickles", "checkpoint_io", "import_policy", "attention"),
+    "metrics",
+}
 COMMAND_LINE = {"cli", "_cli", "__main__"}
 
 
@@ -87,7 +90,7 @@ def lower_floors(root: Path) -> list[str]:
     return [
         module
         for module, path in sources(root)
-        if [*module.split("."), ""][1] in ROOMS | {"rng", "io"}
+        if [*module.split("."), ""][1] in ROOMS | {"rng", "io", "pickles"}
         and not module.endswith(("commands", "_module"))
     ]
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zoo.flow.convert.machine import Global, Inert
 from zoo.flow.convert.stored import StoredTensor
+from zoo.pickles import Global, Inert
 
 _PERSISTENT = Global("torch_utils.persistence", "_reconstruct_persistent_obj")
 _COMPILED = "_orig_mod"  # the name that torch.compile puts before those of the network within

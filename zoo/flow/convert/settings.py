@@ -10,8 +10,8 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.flow.convert.machine import Global, Inert
 from zoo.flow.convert.modules import Contents
+from zoo.pickles import Global, Inert
 
 _UNET = {"max_positions": 10_000, "fused_resample": False}
 FIXED: dict[str, dict[str, Any]] = {

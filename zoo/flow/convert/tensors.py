@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from zoo.flow.convert.machine import Global, Inert, Stream, read_pickle
 from zoo.flow.convert.stored import Storage, StoredTensor
+from zoo.pickles import Global, Inert, Stream, read_pickle
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first value of a file of torch.save's old format
 _ZIP = b"PK\x03\x04"

@@ -5,9 +5,9 @@ This is the standard library's unpickler with those instructions replaced that r
 are refused. Whatever lengths and numbers a file claims, reading it takes memory in proportion to its length.
 
 It is the unpickler in Python, which joblib and dill build upon, too. Overriding ``find_class`` of the one in
-C would not do: it makes a memo as long as the largest index in the file, takes memory for bytes that are not
-there, hashes a key of tuples that share their parts in 2^n steps, sets attributes of any value, and keeps
-what an extension code stood for. To check all that beforehand takes a stack of its own, and twice the time.
+C would not do: it makes a memo as long as the largest index in the file, hashes a key of tuples that share
+their parts in 2^n steps, sets attributes of any value, and keeps what an extension code stood for. To check
+all that beforehand takes a stack of its own, and twice the time.
 """
 
 import pickle

@@ -12,7 +12,18 @@ from zoo._lazy import table
 
 ROOMS = {"flow", "schedules", "recovery", "sinks", "instability", "vlm", "memory", "lm", "vision"}
 GROUND = {
-    *("_lazy", "base", "io", "rng", "events", "pickles", "checkpoint_io", "import_policy", "attention"),
+    *(
+        "_lazy",
+        "base",
+        "io",
+        "rng",
+        "events",
+        "pickles",
+        "archives",
+        "checkpoint_io",
+        "import_policy",
+        "attention",
+    ),
     "metrics",
 }
 COMMAND_LINE = {"cli", "_cli", "__main__"}
@@ -90,7 +101,7 @@ def lower_floors(root: Path) -> list[str]:
     return [
         module
         for module, path in sources(root)
-        if [*module.split("."), ""][1] in ROOMS | {"rng", "io", "pickles"}
+        if [*module.split("."), ""][1] in ROOMS | {"rng", "io", "pickles", "archives"}
         and not module.endswith(("commands", "_module"))
     ]
 

@@ -1,26 +1,20 @@
-"""Every callback of the zoo through `CallbackTester`."""
+"""Every callback of the zoo that acts in training through `CallbackTester`."""
 
 import pytest
 from callback_tester import CallbackCase, CallbackTester
 
-from zoo.callbacks import (
-    WSDS,
-    EMAGap,
-    ExactResume,
-    LossCurve,
-    LRSchedule,
-    SampleGrid,
-    SampleReport,
-    SampleWriter,
-    TextWriter,
-    TrajectoryWriter,
-    UpdateBar,
-)
+from zoo.callbacks import WSDS, EMAGap, ExactResume, LossCurve, LRSchedule, SampleGrid, UpdateBar
 from zoo.schedules import constant, cosine, wsds
 
 CASES = {
     "ExactResume": CallbackCase(
         active=ExactResume, inactive=ExactResume, single="more than one stateful callback"
+    ),
+    "ExactResume, attention": CallbackCase(
+        active=ExactResume,
+        inactive=ExactResume,
+        single="more than one stateful callback",
+        host="attention",
     ),
     "EMAGap": CallbackCase(
         active=lambda: EMAGap(every_n_steps=3, batches=2), inactive=lambda: EMAGap(every_n_steps=10**9)
@@ -30,10 +24,6 @@ CASES = {
         inactive=lambda: SampleGrid(every_n_steps=10**9),
     ),
     "LossCurve": CallbackCase(active=LossCurve, inactive=LossCurve),
-    "SampleReport": CallbackCase(active=SampleReport, inactive=SampleReport),
-    "SampleWriter": CallbackCase(active=SampleWriter, inactive=SampleWriter),
-    "TextWriter": CallbackCase(active=TextWriter, inactive=TextWriter),
-    "TrajectoryWriter": CallbackCase(active=TrajectoryWriter, inactive=TrajectoryWriter),
     "WSDS": CallbackCase(
         active=lambda: WSDS(wsds([8, 17], warmup=2)),
         inactive=lambda: WSDS(constant(10**9)),

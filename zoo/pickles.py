@@ -11,6 +11,7 @@ all that beforehand takes a stack of its own, and twice the time.
 """
 
 import pickle
+import reprlib
 import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -211,3 +212,15 @@ def check_key(key: Any) -> None:
     parts = key if isinstance(key, tuple) and not isinstance(key, Global) else (key,)
     if not all(isinstance(part, (*_PLAIN_KEYS, Global, Inert)) for part in parts):
         raise ValueError(f"it uses a value of type {type(key).__name__} as a key")
+
+
+def describe(value: Any) -> str:
+    """A value in at most 60 characters, for messages: in full, lists that share their parts take 2^n of them.
+
+    >>> describe(Inert(Inert(Global("torch", "device"), ()), ())), describe(list(range(100)))
+    ('an object of torch.device', '[0, 1, 2, 3, 4, 5, ...]')
+    """
+    kind = "an object of " if isinstance(value, Inert) else ""
+    while isinstance(value, Inert):
+        value = value.made_by
+    return kind + (str(value) if isinstance(value, Global) else reprlib.repr(value))[:60]

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -30,6 +31,25 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
     io.atomic_write(path, b"new")
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o777 == 0o666 & ~io._umask()
+
+
+def test_an_atomic_write_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the file, then its name, then the folder that holds the name."""
+    done: list[str] = []
+    flush, rename = os.fsync, os.replace
+
+    def noted_flush(handle: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        flush(handle)
+
+    def noted_rename(old: str, new: Path) -> None:
+        done.append("name")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_flush)
+    monkeypatch.setattr(os, "replace", noted_rename)
+    io.atomic_write(tmp_path / "x.txt", "content")
+    assert done == ["file", "name", "folder"]
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:

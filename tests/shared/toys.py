@@ -43,15 +43,16 @@ class ToyClassifier(LightningModule):
 class AttentionBlock(nn.Module):
     """A block of a transformer: attention and an MLP, each behind a norm and beside a residual.
 
-    Its projections stand apart, and it calls `scaled_dot_product_attention`, as most users' own do.
+    Its projections stand apart, without biases, and it calls `scaled_dot_product_attention`, as most do.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.attention_norm, self.mlp_norm = (nn.LayerNorm(width, bias=False) for _ in range(2))
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
+        up, down = nn.Linear(width, 2 * width, bias=False), nn.Linear(2 * width, width, bias=False)
+        self.mlp = nn.Sequential(up, nn.GELU(), down)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -121,6 +121,10 @@ class SampleReport(Callback):
                 rank_zero_info(f"{name}  {float(value):.4g}")
         self._table = ""
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Lets go of the scores, which hold images."""
+        self._quality = {}
+
 
 def table(report: dict[str, dict[str, Interval]]) -> str:
     """Scores with their intervals, one row a score; what real data score stands in the last column.

@@ -31,7 +31,8 @@ class SampleWriter(Callback):
 
     Samples pass through files, so that 50,000 images do not sit in memory (give ``--return_predictions
     false`` too). Over several processes each writes its share into the run folder, which they must all see;
-    items that a sampler repeated are written once. A run that is interrupted leaves no file.
+    items that a sampler repeated are written once. A run that is interrupted leaves no file;
+    neither does a `fast_dev_run`.
 
     Args:
         picture: How many of the first samples to draw in ``samples.png``; 0 for no picture.
@@ -57,9 +58,10 @@ class SampleWriter(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes a folder for the shares of all processes."""
+        self._writing = not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not self._writing:
+            return
         self._started = time.perf_counter()
-        self._index, self._label, self._file = [], [], None
-        self._writing = True
         folder = self._folder(trainer)
         if trainer.is_global_zero:
             shutil.rmtree(folder, ignore_errors=True)
@@ -81,6 +83,8 @@ class SampleWriter(Callback):
                 "SampleWriter needs a predict_step that returns a dict with 'samples' and 'index' (and "
                 f"'label'); {type(pl_module).__name__} returned {type(outputs).__name__}"
             )
+        if not self._writing:
+            return
         values = as_written(outputs["samples"])
         if self._file is None:
             self._file = open(self._folder(trainer) / f"{trainer.global_rank}.bin", "wb")  # noqa: SIM115
@@ -92,6 +96,8 @@ class SampleWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Joins the shares, in order."""
+        if not self._writing:
+            return
         folder = self._folder(trainer)
         if self._file is not None:
             self._file.close()
@@ -104,7 +110,7 @@ class SampleWriter(Callback):
                 folder / f"{trainer.global_rank}.pt",
             )
         trainer.strategy.barrier("samples")
-        self._writing = False
+        self._forget()
         if trainer.is_global_zero:
             try:
                 self._join(trainer, folder)
@@ -114,10 +120,13 @@ class SampleWriter(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Removes what was written so far."""
         if self._writing:
-            self._writing = False
             if self._file is not None:
                 self._file.close()
+            self._forget()
             shutil.rmtree(self._folder(trainer), ignore_errors=True)
+
+    def _forget(self) -> None:
+        self._index, self._label, self._file, self._writing = [], [], None, False
 
     def _folder(self, trainer: Trainer) -> Path:
         return events.run_folder(trainer) / ".samples"

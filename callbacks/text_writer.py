@@ -22,7 +22,8 @@ class TextWriter(Callback):
     where there is no text.
 
     Over several processes each writes its share into the run folder, which they must all see; items that a
-    sampler repeated are written once. A run that is interrupted leaves no file.
+    sampler repeated are written once. A run that is interrupted leaves no file;
+    neither does a `fast_dev_run`.
     """
 
     def __init__(self) -> None:
@@ -36,7 +37,9 @@ class TextWriter(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes a folder for the shares of all processes."""
-        self._writing = True
+        self._writing = not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not self._writing:
+            return
         # Only rank zero's answer counts: elsewhere a logger may not know its version.
         self._folder = Path(trainer.strategy.broadcast(str(events.run_folder(trainer) / ".texts")))
         if trainer.is_global_zero:
@@ -59,6 +62,8 @@ class TextWriter(Callback):
                 "TextWriter needs a predict_step that returns a dict with 'tokens' and 'index' (and 'text'); "
                 f"{type(pl_module).__name__} returned {type(outputs).__name__}"
             )
+        if not self._writing:
+            return
         share = self._folder / f"{trainer.global_rank}.jsonl"
         texts = outputs.get("text")
         kept, rows = ("tokens", outputs["tokens"].tolist()) if texts is None else ("text", texts)
@@ -67,6 +72,8 @@ class TextWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Joins the shares, in order."""
+        if not self._writing:
+            return
         trainer.strategy.barrier("texts")
         self._writing = False
         if trainer.is_global_zero:

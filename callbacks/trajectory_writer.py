@@ -28,7 +28,8 @@ class TrajectoryWriter(Callback):
 
     Shards ``trajectories-RANK-NUMBER.safetensors`` are written as they fill up (give ``--return_predictions
     false`` too, or all states gather in memory); each is whole or absent. Over several processes each writes
-    its own. A run that is interrupted leaves the shards that it finished, which can be used.
+    its own. A run that is interrupted leaves the shards that it finished, which can be used; a `fast_dev_run`
+    leaves none.
 
     Args:
         folder: Where the shards go; the run's own folder if not given. It must not hold any before.
@@ -110,6 +111,8 @@ class TrajectoryWriter(Callback):
                 f"the trajectories {part['index'][~finite].tolist()} are not finite in {self.dtype}: the "
                 "teacher's solver diverged, or float16, which ends at 65504, is too small for its states"
             )
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         self._common = {"times": outputs["times"].cpu(), "path": outputs["path"], "origin": outputs["origin"]}
         self._parts.append(part)
         if sum(len(part["index"]) for part in self._parts) >= self.shard_size:
@@ -119,6 +122,7 @@ class TrajectoryWriter(Callback):
         """Writes the rest, and says what there is."""
         if self._parts:
             self._write(trainer)
+        self._common = {}
         trainer.strategy.barrier("trajectories")
         if trainer.is_global_zero and (files := self._shards()):
             shards = [read_shard(file) for file in files]
@@ -137,7 +141,7 @@ class TrajectoryWriter(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Lets go of a shard that is not full."""
-        self._parts = []
+        self._parts, self._common = [], {}
 
     def _write(self, trainer: Trainer) -> None:
         whole = {name: torch.cat([part[name] for part in self._parts]) for name in self._parts[0]}

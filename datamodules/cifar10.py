@@ -9,7 +9,7 @@ from torch import Tensor
 from zoo.datamodules._base import SplitDataModule
 from zoo.datamodules._images import ByteImages, RandomFlip
 from zoo.datamodules._loader import Transform
-from zoo.flow.convert.machine import Global, Inert, read_pickle
+from zoo.pickles import Global, Inert, read_pickle
 
 _PICTURE = 3 * 32 * 32
 _FILES = {

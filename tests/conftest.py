@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("callback_tester", "evaluation_tester", "module_tester")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -30,6 +31,14 @@ def _no_leftovers() -> Iterator[None]:
 def root() -> Path:
     """The repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def baselines(tmp_path_factory: pytest.TempPathFactory) -> "Baselines":  # noqa: F821
+    """Runs without a callback, which those with one are compared with."""
+    from callback_tester import Baselines
+
+    return Baselines(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

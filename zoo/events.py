@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from zoo.io import append_json
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+_FIELDS = {"time", "step", "epoch", "event", "message"}  # of every event
 
 
 def run_folder(trainer: "Trainer") -> Path:
@@ -32,6 +35,38 @@ def display_path(path: str | Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+def _check(facts: Mapping[str, Any]) -> None:
+    if clash := sorted(_FIELDS & facts.keys()):
+        raise ValueError(f"facts {clash} have the names of fields that every event has")
+
+
+def write_event(
+    folder: str | Path,
+    event: str,
+    message: str,
+    *,
+    step: int,
+    epoch: int | None = None,
+    **facts: str | int | float | bool | None,
+) -> None:
+    """Adds an event to the file of a run; one process of a run does so, with or without a Trainer.
+
+    Args:
+        folder: The folder of the run.
+        event: What happened, in one or two words with underscores: ``"branch_saved"``.
+        message: What happened, in a line for people.
+        step: Optimizer updates so far.
+        epoch: Passes over the data so far, if they are counted.
+        **facts: Plain values, kept as they are.
+
+    Raises:
+        ValueError: a fact has the name of a field that every event has.
+    """
+    _check(facts)
+    entry = {"time": round(time.time(), 3), "step": step, "epoch": epoch, "event": event, "message": message}
+    append_json(Path(folder) / EVENTS_FILE, entry | facts)
+
+
 def record(trainer: "Trainer", event: str, message: str, **facts: str | int | float | bool | None) -> None:
     """Records an event of a run on global rank zero; the other ranks may call it too and write nothing.
 
@@ -47,17 +82,10 @@ def record(trainer: "Trainer", event: str, message: str, **facts: str | int | fl
         return
     from lightning.pytorch.utilities import rank_zero_info
 
-    entry: dict[str, Any] = {
-        "time": round(time.time(), 3),
-        "step": trainer.global_step,
-        "epoch": trainer.current_epoch,
-        "event": event,
-        "message": message,
-    }
-    if clash := sorted(entry.keys() & facts.keys()):
-        raise ValueError(f"facts {clash} have the names of fields that every event has")
+    _check(facts)
+    step, epoch = trainer.global_step, trainer.current_epoch
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        append_json(run_folder(trainer) / EVENTS_FILE, entry | facts)
+        write_event(run_folder(trainer), event, message, step=step, epoch=epoch, **facts)
     for logger in trainer.loggers:
-        logger.log_metrics({f"event/{event}": 1.0}, step=trainer.global_step)
+        logger.log_metrics({f"event/{event}": 1.0}, step=step)
     rank_zero_info(message)

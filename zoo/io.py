@@ -14,14 +14,16 @@ import re
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from zoo.archives import Damage, damage_of_archive, is_archive, listed
+from zoo.archives import check_archive as check_archive
 
 if TYPE_CHECKING:
     from zoo.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
@@ -165,24 +167,63 @@ def load_tensors(
         The tensors, and the header's metadata without the checksums.
 
     Raises:
-        ValueError: the file is not safetensors, or a tensor is not the one that was saved.
+        ValueError: the file is not safetensors, or tensors are not those that were saved; all are named.
     """
+    with _open_safetensors(path) as file:
+        metadata = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no __iter__)
+    sums = _checksums(metadata)
+    if damage := _damage(tensors.keys(), None if lazy else tensors.__getitem__, sums):
+        raise ValueError(f"{path} is damaged: {listed(damage)}")
+    plain = {key: value for key, value in metadata.items() if not key.startswith(_SHA)}
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, plain
+
+
+def verify_tensors(path: str | Path) -> list[Damage]:
+    """Which tensors of a file are damaged, all of them: for a repair, or a report.
+
+    Args:
+        path: A safetensors file of `save_tensors`, which is read a tensor at a time, or a checkpoint (a file
+            of `torch.save`), whose damaged records are traced to the tensors that they hold. Files without
+            checksums are warned of.
+
+    Returns:
+        One entry for each; none if the file is whole.
+
+    Raises:
+        ValueError: the file is neither, or is cut short.
+    """
+    if is_archive(path):
+        return damage_of_archive(Path(path))
+    with _open_safetensors(path) as tensors:
+        sums = _checksums(tensors.metadata() or {})
+        if not sums:
+            warnings.warn(f"{path} has no checksums: damage would go unnoticed", stacklevel=2)
+        return _damage(set(tensors.keys()), tensors.get_tensor, sums)
+
+
+@contextmanager
+def _open_safetensors(path: str | Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no __iter__)
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    sums = {key.removeprefix(_SHA): value for key, value in metadata.items() if key.startswith(_SHA)}
-    if missing := sorted(sums.keys() - tensors.keys()):
-        raise ValueError(f"{path} lacks the tensors {missing} that its header names: the file is damaged")
-    for name, expected in () if lazy else sums.items():
-        if sha256(tensors[name]) != expected:
-            raise ValueError(f"tensor {name!r} in {path} differs from its sha256: the file is damaged")
-    plain = {key: value for key, value in metadata.items() if not key.startswith(_SHA)}
-    return {name: tensor.to(device) for name, tensor in tensors.items()}, plain
+
+
+def _checksums(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {key.removeprefix(_SHA): value for key, value in metadata.items() if key.startswith(_SHA)}
+
+
+def _damage(names: Set[str], read: Callable[[str], Tensor] | None, sums: Mapping[str, str]) -> list[Damage]:
+    """Tensors that are missing and, with ``read``, those that differ from their checksums."""
+    missing = [Damage(name, "is missing") for name in sorted(sums.keys() - names)]
+    if read is None:
+        return missing
+    changed = [name for name in sorted(sums) if name in names and sha256(read(name)) != sums[name]]
+    return missing + [Damage(name, "differs from its sha256") for name in changed]
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -282,51 +323,6 @@ def peek_checkpoint(path: Path, lazy: bool = True) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'")
     return checkpoint
-
-
-def check_archive(path: str | Path) -> None:
-    """Compares each record of a file of `torch.save` with its CRC-32, which PyTorch itself does not.
-
-    Without this, most flipped bytes load as other values. Files without checksums (PyTorch's old format, or
-    ``torch.serialization.set_crc32_options(False)``) are warned of: nothing can be said of them. A file is
-    read once a process, unless it changes; 200 MB take .1 s.
-
-    Args:
-        path: A local file.
-
-    Raises:
-        ValueError: a record differs from its checksum, the archive is not whole, or it is compressed:
-            `torch.save` never compresses, and a small file could inflate to fill the memory.
-    """
-    path = Path(path).absolute()
-    state = path.stat()
-    _check_archive(path, state.st_size, state.st_mtime_ns, state.st_ino)
-
-
-@lru_cache(maxsize=256)
-def _check_archive(path: Path, size: int, *identity: int) -> None:
-    with open(path, "rb") as file:
-        archived = file.read(4) == b"PK\x03\x04"
-    if not archived:
-        warnings.warn(f"{path} has no checksums (no zip archive): damage would go unnoticed", stacklevel=3)
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            if any(record.compress_type != zipfile.ZIP_STORED for record in records) or (
-                sum(record.file_size for record in records) > size
-            ):
-                raise ValueError(
-                    f"{path} is refused: it unpacks to more than its size, which torch.save never makes"
-                )
-            if all(record.CRC == 0 for record in records):
-                warnings.warn(f"{path} was saved without checksums: damage would go unnoticed", stacklevel=3)
-                return
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged or was cut short: {error}") from error
-    if damaged is not None:
-        raise ValueError(f"{path} is damaged: {damaged} differs from its checksum")
 
 
 def _cause(error: BaseException) -> str:

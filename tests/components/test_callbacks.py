@@ -1,4 +1,4 @@
-"""Every callback of the zoo through `CallbackTester`."""
+"""Every callback of the zoo that acts in training through `CallbackTester`."""
 
 import pytest
 from callback_tester import CallbackCase, CallbackTester
@@ -7,13 +7,10 @@ from zoo.callbacks import (
     WSDS,
     EMAGap,
     ExactResume,
+    GracefulStop,
     LossCurve,
     LRSchedule,
     SampleGrid,
-    SampleReport,
-    SampleWriter,
-    TextWriter,
-    TrajectoryWriter,
     UpdateBar,
 )
 from zoo.schedules import constant, cosine, wsds
@@ -21,6 +18,15 @@ from zoo.schedules import constant, cosine, wsds
 CASES = {
     "ExactResume": CallbackCase(
         active=ExactResume, inactive=ExactResume, single="more than one stateful callback"
+    ),
+    "ExactResume, attention": CallbackCase(
+        active=ExactResume,
+        inactive=ExactResume,
+        single="more than one stateful callback",
+        host="attention",
+    ),
+    "GracefulStop": CallbackCase(
+        active=GracefulStop, inactive=GracefulStop, single="two GracefulStop callbacks, and a signal has one"
     ),
     "EMAGap": CallbackCase(
         active=lambda: EMAGap(every_n_steps=3, batches=2), inactive=lambda: EMAGap(every_n_steps=10**9)
@@ -30,10 +36,6 @@ CASES = {
         inactive=lambda: SampleGrid(every_n_steps=10**9),
     ),
     "LossCurve": CallbackCase(active=LossCurve, inactive=LossCurve),
-    "SampleReport": CallbackCase(active=SampleReport, inactive=SampleReport),
-    "SampleWriter": CallbackCase(active=SampleWriter, inactive=SampleWriter),
-    "TextWriter": CallbackCase(active=TextWriter, inactive=TextWriter),
-    "TrajectoryWriter": CallbackCase(active=TrajectoryWriter, inactive=TrajectoryWriter),
     "WSDS": CallbackCase(
         active=lambda: WSDS(wsds([8, 17], warmup=2)),
         inactive=lambda: WSDS(constant(10**9)),

@@ -1,5 +1,7 @@
 """Events go to one file, the logger and the terminal, once."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,35 @@ def test_a_fast_dev_run_leaves_nothing(tmp_path: Path) -> None:
 def test_reserved_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\['step'\] have the names of fields"):
         run(tmp_path, Talker(step=torch.tensor(1)))
+
+
+def test_reserved_names_are_refused_in_a_fast_dev_run_too(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\['epoch', 'time'\] have the names of fields"):
+        run(tmp_path, Talker(time=1, epoch=2), fast_dev_run=3)
+
+
+def test_events_without_a_trainer(tmp_path: Path) -> None:
+    """In the form of those of a Trainer, so that whoever reads the file need not ask who wrote it."""
+    events.write_event(tmp_path / "run", "stage_lost", "stage 2 was lost", step=7, stage=2)
+    events.write_event(str(tmp_path / "run"), "completed", "training is complete", step=9, epoch=1)
+    first, second = read_json_lines(tmp_path / "run" / "events.jsonl")
+    assert first.pop("time") <= second.pop("time")
+    assert first == {
+        "step": 7, "epoch": None, "event": "stage_lost", "message": "stage 2 was lost", "stage": 2,
+    }  # fmt: skip
+    assert second == {"step": 9, "epoch": 1, "event": "completed", "message": "training is complete"}
+    with pytest.raises(ValueError, match=r"\['time'\] have the names of fields"):
+        events.write_event(tmp_path, "late", "too late", step=1, time=3)
+    assert not (tmp_path / "events.jsonl").exists()
+
+
+def test_events_need_no_lightning(tmp_path: Path) -> None:
+    code = (
+        "import sys; from zoo.events import write_event; write_event(sys.argv[1], 'x', 'y', step=0)\n"
+        "print([name for name in ('lightning', 'pytorch_lightning') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]" and len(read_json_lines(tmp_path / "events.jsonl")) == 1
 
 
 def test_other_ranks_are_silent(tmp_path: Path) -> None:

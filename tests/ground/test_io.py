@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -30,6 +31,25 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
     io.atomic_write(path, b"new")
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o777 == 0o666 & ~io._umask()
+
+
+def test_an_atomic_write_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the file, then its name, then the folder that holds the name."""
+    done: list[str] = []
+    flush, rename = os.fsync, os.replace
+
+    def noted_flush(handle: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        flush(handle)
+
+    def noted_rename(old: str, new: Path) -> None:
+        done.append("name")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_flush)
+    monkeypatch.setattr(os, "replace", noted_rename)
+    io.atomic_write(tmp_path / "x.txt", "content")
+    assert done == ["file", "name", "folder"]
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
@@ -92,6 +112,60 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="damaged"):
             io.load_tensors(path)
+
+
+def test_every_damaged_tensor_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    io.save_tensors(path, {f"w{k}": torch.full((1000,), float(k)) for k in range(8)})
+    assert io.verify_tensors(path) == []
+    whole = bytearray(path.read_bytes())
+    first = 8 + int.from_bytes(whole[:8], "little")
+    for place in (2, 5):
+        whole[first + 4000 * place + 17] ^= 4
+    path.write_bytes(whole)
+    damage = io.verify_tensors(path)
+    assert [(part.name, part.kind, part.reason) for part in damage] == [
+        ("w2", "tensor", "differs from its sha256"),
+        ("w5", "tensor", "differs from its sha256"),
+    ]
+    with pytest.raises(ValueError, match="tensor 'w2' differs from its sha256, tensor 'w5' differs from its"):
+        io.load_tensors(path)
+    path.write_bytes(whole.replace(b'"w7"', b'"v7"'))  # in the header: there is no w7, but a sum of it
+    assert str(io.verify_tensors(path)[0]) == "tensor 'w7' is missing"
+    for lazy in (False, True):
+        with pytest.raises(ValueError, match="damaged: tensor 'w7' is missing"):
+            io.load_tensors(path, lazy=lazy)
+    for place in range(8):
+        whole[first + 4000 * place] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"'w4' differs from its sha256, and 3 more$"):
+        io.load_tensors(path)
+
+
+def test_verifying_reads_a_tensor_at_a_time(tmp_path: Path) -> None:
+    """Files larger than the memory can be verified; ours has 100 MB."""
+    path = tmp_path / "large.safetensors"
+    io.save_tensors(path, {f"w{k}": torch.zeros(2_500_000) for k in range(10)})
+    code = (
+        "import re, sys; from zoo.io import sha256, verify_tensors; import torch, safetensors.torch\n"
+        "def peak(): return int(re.search(r'RssAnon:\\s+(\\d+) kB', open('/proc/self/status').read())[1])\n"
+        "before = peak(); import zoo.io as io; seen = []\n"
+        "io.sha256 = lambda tensor: (sha256(tensor), seen.append(peak()))[0]\n"
+        "assert verify_tensors(sys.argv[1]) == []; print(max(seen) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 40_000
+
+
+def test_what_cannot_be_verified_is_said(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.ones(3)}, tmp_path / "x.safetensors")
+    with pytest.warns(UserWarning, match="no checksums"):
+        assert io.verify_tensors(tmp_path / "x.safetensors") == []
+    (tmp_path / "x.txt").write_text("neither")
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        io.verify_tensors(tmp_path / "x.txt")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])

@@ -12,7 +12,7 @@ from zoo._lazy import table
 
 ROOMS = {"flow", "schedules", "recovery", "sinks", "instability", "vlm", "memory", "lm", "vision"}
 GROUND = {"_lazy", "_suggest", "base", "io", "rng", "events", "checkpoint_io", "import_policy", "attention"}
-GROUND |= {"hf", "metrics", "pickles", "runs", "run_logger"}
+GROUND |= {"archives", "hf", "metrics", "pickles", "runs", "run_logger"}
 COMMAND_LINE = {"cli", "_cli", "__main__"}
 
 
@@ -88,7 +88,7 @@ def lower_floors(root: Path) -> list[str]:
     return [
         module
         for module, path in sources(root)
-        if [*module.split("."), ""][1] in ROOMS | {"rng", "io", "runs"}
+        if [*module.split("."), ""][1] in ROOMS | {"rng", "io", "runs", "pickles", "archives"}
         and not module.endswith(("commands", "_module"))
     ]
 

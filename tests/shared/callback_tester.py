@@ -4,7 +4,7 @@ tests/components."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,12 +12,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import ManualToy, ToyClassifier
+from toys import AttentionToy, ManualAttentionToy, ManualToy, ToyClassifier
 
 from zoo.callbacks import ExactResume
 from zoo.datamodules import Digits
 
 STEPS = 17  # one epoch of 14 batches and a bit
+HOSTS: dict[str, tuple[type[LightningModule], type[LightningModule]]] = {
+    "classifier": (ToyClassifier, ManualToy),
+    "attention": (AttentionToy, ManualAttentionToy),
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class CallbackCase:
         observer: It only looks: at work, too, it leaves training as it is.
         single: What the refusal of a second instance says, where a run can have one only.
         paths: The key of its state that names files: two runs in two folders differ in it.
+        host: The model that it is tested in: a small MLP, or four equal attention blocks, for callbacks that
+            are idle without stages or attention. Each has a variant under manual optimization.
     """
 
     active: Callable[[], Callback]
@@ -37,6 +43,15 @@ class CallbackCase:
     observer: bool = True
     single: str | None = None
     paths: str | None = None
+    host: Literal["classifier", "attention"] = "classifier"
+
+    @property
+    def automatic(self) -> type[LightningModule]:
+        return HOSTS[self.host][0]
+
+    @property
+    def manual(self) -> type[LightningModule]:
+        return HOSTS[self.host][1]
 
 
 def fit(
@@ -117,6 +132,33 @@ class CountSyncs(Callback):
             self.counter.__exit__(None, None, None)
 
 
+def count_syncs(folder: Path, callbacks: Sequence[Callback], module: type[LightningModule]) -> int:
+    """Host syncs in a run with these callbacks."""
+    counter = CountSyncs()
+    fit(folder, [*callbacks, counter], module)
+    return counter.counter.count
+
+
+class Baselines:
+    """Runs without a callback: each is made once a session, and compared with the runs of all callbacks."""
+
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self._folders = folders
+        self._runs: dict[str, LightningModule] = {}
+        self._syncs: dict[type[LightningModule], int] = {}
+
+    def run(self, module: type[LightningModule], **options: Any) -> LightningModule:
+        key = f"{module.__name__} {sorted(options.items())}"
+        if key not in self._runs:
+            self._runs[key] = fit(self._folders.mktemp("baseline"), module=module, **options)
+        return self._runs[key]
+
+    def syncs(self, module: type[LightningModule]) -> int:
+        if module not in self._syncs:
+            self._syncs[module] = count_syncs(self._folders.mktemp("baseline"), [], module)
+        return self._syncs[module]
+
+
 def same(left: Any, right: Any) -> bool:
     """Equality of nested plain values and tensors."""
     if isinstance(left, torch.Tensor):
@@ -133,9 +175,9 @@ class CallbackTester:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def plain(cls, case: CallbackCase, tmp_path_factory: pytest.TempPathFactory) -> LightningModule:
+    def plain(cls, case: CallbackCase, baselines: Baselines) -> LightningModule:
         """A run without the callback."""
-        return fit(tmp_path_factory.mktemp("plain"))
+        return baselines.run(case.automatic)
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -144,7 +186,7 @@ class CallbackTester:
     ) -> tuple[LightningModule, Path]:
         """A run with the callback at work and everything that an exact resume needs."""
         folder = tmp_path_factory.mktemp("exact")
-        return fit(folder, CallbackTester.with_exact_resume(case)), folder
+        return fit(folder, CallbackTester.with_exact_resume(case), case.automatic), folder
 
     @staticmethod
     def with_exact_resume(case: CallbackCase) -> list[Callback]:
@@ -152,12 +194,12 @@ class CallbackTester:
         return [callback] if isinstance(callback, ExactResume) else [ExactResume(), callback]
 
     def test_inactive_is_neutral(self, case: CallbackCase, plain: LightningModule, tmp_path: Path) -> None:
-        assert_same_run(plain, fit(tmp_path, [case.inactive()]))
+        assert_same_run(plain, fit(tmp_path, [case.inactive()], case.automatic))
 
     def test_observer_is_neutral_at_work(
         self, case: CallbackCase, plain: LightningModule, tmp_path: Path
     ) -> None:
-        run = fit(tmp_path, [case.active()])
+        run = fit(tmp_path, [case.active()], case.automatic)
         if case.observer:
             assert_same_run(plain, run)
         else:
@@ -170,7 +212,7 @@ class CallbackTester:
     ) -> None:
         whole, folder = exact
         callbacks = CallbackTester.with_exact_resume(case)
-        resumed = fit(tmp_path, callbacks, checkpoint=folder / f"step={step}.ckpt")
+        resumed = fit(tmp_path, callbacks, case.automatic, checkpoint=folder / f"step={step}.ckpt")
         assert len(resumed.losses) == STEPS - step  # type: ignore[arg-type]
         assert_same_run(whole, resumed)
         key = callbacks[-1].state_key
@@ -186,30 +228,28 @@ class CallbackTester:
         both = [case.active(), case.active()]
         if case.single:
             with pytest.raises(Exception, match=case.single):
-                fit(tmp_path, both)
+                fit(tmp_path, both, case.automatic)
         else:
-            run = fit(tmp_path, both)
+            run = fit(tmp_path, both, case.automatic)
             if case.observer:
                 assert_same_run(plain, run)
 
     @pytest.mark.parametrize("options", [{"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.1}], ids=str)
-    def test_trainer_options(self, case: CallbackCase, options: dict[str, Any], tmp_path: Path) -> None:
-        with_callback = fit(tmp_path / "with", [case.active()], **options)
+    def test_trainer_options(
+        self, case: CallbackCase, baselines: Baselines, options: dict[str, Any], tmp_path: Path
+    ) -> None:
+        with_callback = fit(tmp_path, [case.active()], case.automatic, **options)
         if case.observer:
-            assert_same_run(with_callback, fit(tmp_path / "without", **options))
+            assert_same_run(with_callback, baselines.run(case.automatic, **options))
 
-    def test_manual_optimization(self, case: CallbackCase, tmp_path: Path) -> None:
-        with_callback = fit(tmp_path / "with", [case.active()], ManualToy)
+    def test_manual_optimization(self, case: CallbackCase, baselines: Baselines, tmp_path: Path) -> None:
+        with_callback = fit(tmp_path, [case.active()], case.manual)
         if case.observer:
-            assert_same_run(with_callback, fit(tmp_path / "without", module=ManualToy))
+            assert_same_run(with_callback, baselines.run(case.manual))
 
-    def test_no_host_sync_per_step(self, case: CallbackCase, tmp_path: Path) -> None:
+    def test_no_host_sync_per_step(self, case: CallbackCase, baselines: Baselines, tmp_path: Path) -> None:
         """At work a callback may read values at its moments; with none coming it must never wait for the
         device."""
-        counts = []
-        for callbacks in ([], [case.inactive()]):
-            counter = CountSyncs()
-            fit(tmp_path / str(len(callbacks)), [*callbacks, counter])
-            counts.append(counter.counter.count)
-        assert counts[0] > 0  # the optimizer's and the logger's own: the counter sees them
-        assert counts[1] == counts[0]
+        without = baselines.syncs(case.automatic)
+        assert without > 0  # the optimizer's and the logger's own: the counter sees them
+        assert count_syncs(tmp_path, [case.inactive()], case.automatic) == without

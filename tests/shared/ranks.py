@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from toys import ToyClassifier
 
+from zoo import events
 from zoo.callbacks import ExactResume
 from zoo.datamodules import Digits
 
@@ -94,8 +95,6 @@ def store_on_rank(folder: str) -> None:
 
 def schedule_on_rank(folder: str) -> tuple[list[float], dict[str, torch.Tensor]]:
     """A two-process run whose first process is asked to decay; the learning rate of every update."""
-    from lightning.pytorch import Callback
-
     from zoo.callbacks import WSDS
     from zoo.schedules import DecayOnDemand, constant
 
@@ -148,6 +147,13 @@ def gap_on_rank(folder: str) -> tuple[float, float]:
     )  # fmt: skip
     trainer.fit(ToyClassifier(), datamodule=Digits(50, seed=0))
     return found[0]
+
+
+class SaysOnEachRank(Callback):
+    """Records an event in every process, which one should."""
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        events.write_event(events.run_folder(trainer), "done", "it is done", step=0)
 
 
 class _Writes(LightningModule):

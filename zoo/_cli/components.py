@@ -28,7 +28,7 @@ _ROOTS: dict[str, Kind] = {
     "Module": "networks",
 }
 # Plain modules, whose names are all public.
-_GROUND = ("zoo.base", "zoo.events", "zoo.io", "zoo.rng", "zoo.run_logger", "zoo.runs")
+_GROUND = ("zoo.base", "zoo.events", "zoo.io", "zoo.pickles", "zoo.rng", "zoo.run_logger", "zoo.runs")
 _SHARED = ("base", "callbacks", "datamodules", "io", "metrics", "rng", "runs")  # what stands beside the rooms
 
 

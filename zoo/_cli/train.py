@@ -1,9 +1,7 @@
 """``zoo fit|validate|test|predict``: from the words of the line to the exit status."""
 
 import signal
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
 
@@ -16,7 +14,7 @@ from zoo._cli.policy import import_policy
 from zoo._cli.report import command, summary
 from zoo._cli.trainer_cli import ZooCLI, build
 from zoo.callbacks.graceful_stop import Interrupted, interrupted_checkpoint
-from zoo.io import append_json, load_checkpoint
+from zoo.io import load_checkpoint
 from zoo.runs import CONFIG_FILE, Resume, RunError, RunLock, open_run, truncate
 
 
@@ -81,14 +79,16 @@ def launch(cli: ZooCLI) -> int:
         checkpoint = load_checkpoint(cli.resume_from, lazy=True)
         truncate(cli.resume.run, checkpoint)
         message = f"resumed from {cli.resume_from.name}"
-        note(cli.resume.run, "resumed", message, checkpoint["global_step"], checkpoint["epoch"])
+        done = {"step": checkpoint["global_step"], "epoch": checkpoint["epoch"]}
+        events.write_event(cli.resume.run, "resumed", message, **done)
     try:
         cli.start()
         if trainer.is_global_zero and cli.subcommand == "fit" and not dry:
             interrupted_checkpoint(trainer).unlink(missing_ok=True)  # of an interruption that was made up for
             if isinstance(trainer.logger, CSVLogger):  # only then the run has a folder of its own
                 folder = events.run_folder(trainer)
-                note(folder, "completed", "training is complete", trainer.global_step, trainer.current_epoch)
+                done = {"step": trainer.global_step, "epoch": trainer.current_epoch}
+                events.write_event(folder, "completed", "training is complete", **done)
     except Interrupted as stop:
         if not trainer.is_global_zero:
             return 0  # Lightning kills a run one of whose processes failed, and this one did not
@@ -105,12 +105,6 @@ def launch(cli: ZooCLI) -> int:
         for line in summary(str(cli.subcommand), trainer, cli.model, cli.trust):
             print_out(line)
     return 0
-
-
-def note(run: Path, event: str, message: str, step: int, epoch: int) -> None:
-    """Adds a line to a run's events that neither the terminal nor the loggers need."""
-    entry = {"time": round(time.time(), 3), "step": step, "epoch": epoch, "event": event, "message": message}
-    append_json(run / events.EVENTS_FILE, entry)
 
 
 def print_resume_command(cli: ZooCLI) -> None:

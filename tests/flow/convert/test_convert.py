@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import pickle
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +360,36 @@ def test_settings_that_change_the_computation_are_refused(
     with pytest.raises(ValueError, match=rf"{name}.* has {next(iter(settings))}=.*no other is supported"):
         convert_checkpoint(path, tmp_path / "y.safetensors")
     assert not (tmp_path / "y.safetensors").exists()
+
+
+def shared(depth: int = 100) -> list[Any]:
+    """Lists of which each holds the one before twice: in words they take 2^depth characters."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize("place", ["sigma_data", "skip_scale", "class_name", "path_type", "version"])
+def test_what_is_long_in_words_is_refused_at_once(place: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.pkl"
+    whole: Any = preconditioned(UNETS["ddpm++"]())
+    if place == "sigma_data":
+        whole = preconditioned(UNETS["ddpm++"](), sigma_data=shared())
+    elif place == "skip_scale":
+        block(whole, "enc.4x4_block0")["skip_scale"] = shared()
+    elif place == "class_name":
+        whole.meta["class_name"] = shared()
+    write_pickle(path, {"ema": whole})
+    if place == "path_type":
+        torch.save({"ema": dit().state_dict(), "args": argparse.Namespace(path_type=shared())}, path)
+    elif place == "version":
+        path.write_bytes(b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, shared(), {})))
+    options: Any = {"heads": 2, "clock": "data_at_1"} if place == "path_type" else {}
+    started = time.monotonic()
+    with suppress(ValueError) if place == "class_name" else pytest.raises(ValueError, match=r"\.\.\."):
+        convert_checkpoint(path, tmp_path / "x.safetensors", **options)
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("whole", [False, True])

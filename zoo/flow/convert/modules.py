@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zoo.flow.convert.machine import Global, Inert
 from zoo.flow.convert.stored import StoredTensor
+from zoo.pickles import Global, Inert
 
 _PERSISTENT = Global("torch_utils.persistence", "_reconstruct_persistent_obj")
 _COMPILED = "_orig_mod"  # the name that torch.compile puts before those of the network within
@@ -105,7 +105,8 @@ def _attributes(module: Any) -> Mapping[Any, Any] | None:
 def _kind(module: Any) -> str:
     record = _record(module)
     if record is not None:
-        return str(record.get("class_name", ""))
+        name = record.get("class_name")
+        return name if isinstance(name, str) else ""
     made_by = module.made_by
     if isinstance(made_by, Global) and made_by.name in ("_reconstructor", "__newobj__") and module.arguments:
         made_by = module.arguments[0]

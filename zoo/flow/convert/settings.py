@@ -10,8 +10,8 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.flow.convert.machine import Global, Inert
 from zoo.flow.convert.modules import Contents
+from zoo.pickles import Global, Inert, describe
 
 _UNET = {"max_positions": 10_000, "fused_resample": False}
 FIXED: dict[str, dict[str, Any]] = {
@@ -45,15 +45,15 @@ def check_settings(found: Contents, network: str) -> None:
                 expected = True  # NCSN++ convolves before it filters on the way of the shrunken image
             if setting in attributes and not _same(value := plain(attributes[setting]), expected):
                 raise ValueError(
-                    f"{name or 'its network'} has {setting}={_shown(value)}, and {network} computes with "
+                    f"{name or 'its network'} has {setting}={describe(value)}, and {network} computes with "
                     f"{expected}, as the published networks do: no other is supported"
                 )
     if network == "DiT":
         for setting, expected in _TRAINED.items():
             value = plain(found.trained_with.get(setting, expected))
-            if str(value).lower() not in (expected, expected[0]):
+            if not isinstance(value, str) or value.lower() not in (expected, expected[0]):
                 raise ValueError(
-                    f"it was trained with {setting}={_shown(value)}, and only networks of "
+                    f"it was trained with {setting}={describe(value)}, and only networks of "
                     f"{setting}={expected} can be converted: their output is read as a velocity on the "
                     "linear path"
                 )
@@ -78,7 +78,7 @@ def number(attributes: Mapping[Any, Any], name: str, default: float) -> float:
     """
     value = plain(attributes.get(name, default))
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"its {name} is {_shown(value)}, and must be a finite number")
+        raise ValueError(f"its {name} is {describe(value)}, and must be a finite number")
     return float(value)
 
 
@@ -86,7 +86,3 @@ def _same(value: Any, expected: Any) -> bool:
     if isinstance(expected, float) and isinstance(value, int | float):
         return math.isclose(value, expected, rel_tol=1e-6)
     return bool(list(value) == expected if isinstance(value, tuple) else value == expected)
-
-
-def _shown(value: Any) -> str:
-    return f"an object of {value.made_by}" if isinstance(value, Inert) else f"{value!r:.60}"

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from zoo.flow.convert.machine import Global, Inert, Stream, read_pickle
 from zoo.flow.convert.stored import Storage, StoredTensor
+from zoo.pickles import Global, Inert, Stream, describe, read_pickle
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first value of a file of torch.save's old format
 _ZIP = b"PK\x03\x04"
@@ -116,7 +116,9 @@ def _read_old(stream: Stream, nested: bool) -> Any:
     inert = _caller(nested)
     version, machine = read_pickle(stream, inert), read_pickle(stream, inert)
     if version != 1001 or not isinstance(machine, dict):
-        raise ValueError(f"it is of version {version!r:.20} of torch.save's old format, and 1001 is known")
+        raise ValueError(
+            f"it is of version {describe(version)} of torch.save's old format, and 1001 is known"
+        )
     if machine.get("little_endian", True) != (sys.byteorder == "little"):
         raise ValueError("its numbers are in the byte order of another kind of machine")
     contents: dict[str, bytes] = {}
@@ -198,7 +200,7 @@ def _tensor_of_type(
     storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
 ) -> StoredTensor:
     if not isinstance(dtype, Global) or dtype.module != "torch" or dtype.name not in _NAMED:
-        raise ValueError(f"it holds a tensor of the unknown type {dtype}")
+        raise ValueError(f"it holds a tensor of the unknown type {describe(dtype)}")
     return StoredTensor(storage, offset, shape, stride, _NAMED[dtype.name])
 
 

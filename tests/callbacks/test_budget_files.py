@@ -18,7 +18,7 @@ from zoo.datamodules import Digits
 from zoo.io import load_checkpoint, read_json_lines
 from zoo.schedules import Schedule, read_ledger, wsds, wsm
 
-MERGES = wsm([10, 20], warmup=2, window=0.6, snapshots=4)
+MERGES = wsm([10, 20], warmup=2, snapshots=4, decay=0.6)
 
 
 def fit(folder: Path, plan: Schedule, checkpoint: Path | None = None) -> LightningModule:

@@ -23,6 +23,7 @@ from zoo.callbacks import WSDS, ExactResume
 from zoo.datamodules import Digits
 from zoo.io import load_checkpoint, read_json_lines
 from zoo.schedules import (
+    Decay,
     DecayOnDemand,
     Schedule,
     constant,
@@ -251,7 +252,7 @@ def test_resume_after_sigkill(step: int, whole: tuple[LightningModule, Rates, Pa
 def test_a_branch_is_a_run_from_scratch(whole: tuple[LightningModule, Rates, Path], tmp_path: Path) -> None:
     """From the state before the second decay, by another schedule alone: here WSD for 36 updates."""
     _, _, folder = whole
-    branch = wsds([10, 36], warmup=4, decay=[2, 8], decay_of="explicit")
+    branch = wsds([10, 36], warmup=4, decay=Decay([2, 8], of="explicit"))
     scratch, rates = fit(tmp_path / "scratch", branch)
     checkpoint = folder / "checkpoints" / "wsds-budget20-pre-step16.ckpt"
     branched, after = fit(tmp_path / "branch", branch, checkpoint=checkpoint)
@@ -390,7 +391,9 @@ class NoBetas(ToyClassifier):
         (lambda: WSDS(PLAN), WithScheduler, {}, "two owners, WSDS and StepLR of WithScheduler: leave out"),
         (lambda: WSDS(PLAN, beta2_in_decay=0.99), NoBetas, {}, "needs optimizers with betas, got SGD"),
         (
-            lambda: WSDS(wsds([10], min_ratio=0.0), stop_at_end=False), ToyClassifier, {"max_steps": 20},
+            lambda: WSDS(wsds([10], decay=Decay(min_ratio=0.0)), stop_at_end=False),
+            ToyClassifier,
+            {"max_steps": 20},
             "max_steps 20 goes beyond the schedule's 10 updates, whose last learning rate is 0",
         ),
     ],
@@ -418,7 +421,7 @@ def test_refusals_at_construction() -> None:
     with pytest.raises(ValueError, match="decay must be a share between 0 and 1"):
         DecayOnDemand(decay=1.0)
     with pytest.raises(ValueError, match="never reaches zero"):
-        DecayOnDemand(shape="inv", min_ratio=0.0)
+        DecayOnDemand(decay=Decay(shape="inv", min_ratio=0.0))
 
 
 def test_beyond_the_plan_and_before_its_end(tmp_path: Path) -> None:
@@ -505,7 +508,7 @@ def test_decay_on_demand_by_a_plateau(monitor: str, mode: Any, tmp_path: Path) -
 
 def test_merges(tmp_path: Path) -> None:
     """WSM: the mean of snapshots of the trunk, also of a run that was resumed elsewhere within the window."""
-    plan = wsm([20, 40], warmup=4, window=0.6, snapshots=4, shape="1-sqrt")
+    plan = wsm([20, 40], warmup=4, snapshots=4, decay=Decay(0.6, shape="1-sqrt", min_ratio=0.0))
     fit(tmp_path / "whole", plan)
     folder = tmp_path / "whole" / "checkpoints"
     entries = read_ledger(folder)

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from zoo.callbacks import WSDS
 from zoo.datamodules import Bigram
 from zoo.lm import BigramTable
-from zoo.schedules import Schedule, constant, cosine, cyclic_cosine, uniform_weights, wsd, wsds
+from zoo.schedules import Decay, Schedule, constant, cosine, cyclic_cosine, uniform_weights, wsd, wsds
 
 SEEDS = range(6)
 WARMUP = 50
@@ -81,7 +81,7 @@ def budgets(name: str, peak: float, seed: int) -> list[float]:
         return [run(wsd([total], WARMUP), peak, seed, [total])[0][total]["mean"] for total in BUDGETS]
     plan = {
         "WSD-S linear": wsds(BUDGETS, WARMUP),
-        "WSD-S inv": wsds(BUDGETS, WARMUP, shape="inv"),
+        "WSD-S inv": wsds(BUDGETS, WARMUP, decay=Decay(shape="inv")),
         "cyclic cosine": cyclic_cosine(BUDGETS, WARMUP),
     }[name]
     found = run(plan, peak, seed, BUDGETS)[0]
@@ -115,8 +115,9 @@ def main() -> None:
     plans = {
         "constant 1": (constant(2000, WARMUP), 1), "constant 8": (constant(2000, WARMUP), 8),
         "WSD linear to .1": (wsd([2000], WARMUP), 8),
-        "WSD linear to 0": (wsd([2000], WARMUP, min_ratio=0.0), 8),
-        "WSD inv to .1": (wsd([2000], WARMUP, shape="inv"), 8), "cosine to .1": (cosine(2000, WARMUP), 8),
+        "WSD linear to 0": (wsd([2000], WARMUP, decay=Decay(min_ratio=0.0)), 8),
+        "WSD inv to .1": (wsd([2000], WARMUP, decay=Decay(shape="inv")), 8),
+        "cosine to .1": (cosine(2000, WARMUP), 8),
     }  # fmt: skip
     numbers: dict[str, Any] = {"one budget": {}, "three budgets": {}, "jumps": {}, "merged": {}}
     for name, (plan, peak) in plans.items():

@@ -18,6 +18,7 @@ import numpy as np
 from entry import write
 
 from zoo.schedules import (
+    Decay,
     PowerLaw,
     Schedule,
     Segment,
@@ -46,7 +47,7 @@ def two_stages(ratio: float) -> Schedule:
 
 def decayed(shape: Any) -> Schedule:
     """Constant until update 20,000, down to a tenth at 24,000."""
-    return wsd([24_000], WARMUP, [4000], "explicit", shape, inclusive="start")
+    return wsd([24_000], WARMUP, inclusive="start", decay=Decay([4000], of="explicit", shape=shape))
 
 
 PLANS = {

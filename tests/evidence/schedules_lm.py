@@ -28,7 +28,17 @@ from zoo.callbacks import WSDS, ExactResume
 from zoo.datamodules import Text
 from zoo.io import load_checkpoint
 from zoo.lm import CausalLM
-from zoo.schedules import Schedule, cosine, cyclic_cosine, loss_by_entropy, predictive_entropy, wsd, wsds, wsm
+from zoo.schedules import (
+    Decay,
+    Schedule,
+    cosine,
+    cyclic_cosine,
+    loss_by_entropy,
+    predictive_entropy,
+    wsd,
+    wsds,
+    wsm,
+)
 
 SEEDS = (0, 1, 2)
 PEAKS = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
@@ -107,7 +117,7 @@ def models(way: str, peak: float, seed: int) -> list[Path]:
     if way == "WSM":
         return [model_of(stable, total) for total in BUDGETS]
     if way == "WSD-S inv":
-        folder = run(way, wsds(BUDGETS, WARMUP, shape="inv"), start=stable / "step=360.ckpt")
+        folder = run(way, wsds(BUDGETS, WARMUP, decay=Decay(shape="inv")), start=stable / "step=360.ckpt")
         return [model_of(folder, total) for total in BUDGETS]
     branches = [
         model_of(

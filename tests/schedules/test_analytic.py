@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from zoo.schedules import (
+    Decay,
     Schedule,
     constant,
     cosine,
@@ -59,7 +60,9 @@ def test_no_other_rate_is_better_than_the_greedy_one(curvature: float) -> None:
 def test_the_shape_inv_greedy_is_the_greedy_decay() -> None:
     """A decay of d updates to r = 1 / (2 + d eta gamma) follows the greedy rates, one update on."""
     rate, length = 0.5, 100
-    plan = wsd([1000], decay=0.1, shape="inv_greedy", min_ratio=1 / (2 + length * rate), inclusive="start")
+    plan = wsd(
+        [1000], inclusive="start", decay=Decay(0.1, shape="inv_greedy", min_ratio=1 / (2 + length * rate))
+    )
     assert peaked(plan, rate)[900:] == pytest.approx(greedy_rates(rate, length), rel=1e-12)
 
 
@@ -67,9 +70,16 @@ def test_the_shape_inv_greedy_is_the_greedy_decay() -> None:
 VALLEY = {
     "constant .05": (constant(1000, 20), 0.05, 0.0086, 0.0105, -0.0804, -0.0698),
     "constant .5": (constant(1000, 20), 0.5, 0.1356, 0.1454, -1.0833, -0.9378),
-    "WSD .5": (wsd([1000], 20, min_ratio=0.0), 0.5, 0.1356, 0.0102, -1.0081, -0.9979),
-    "WSD inv .5": (wsd([1000], 20, shape="inv", min_ratio=0.02), 0.5, 0.1356, 0.0035, -0.9622, -0.9587),
-    "WSD .05": (wsd([1000], 20, min_ratio=0.0), 0.05, 0.0086, 0.0038, -0.0746, -0.0708),
+    "WSD .5": (wsd([1000], 20, decay=Decay(min_ratio=0.0)), 0.5, 0.1356, 0.0102, -1.0081, -0.9979),
+    "WSD inv .5": (
+        wsd([1000], 20, decay=Decay(shape="inv", min_ratio=0.02)),
+        0.5,
+        0.1356,
+        0.0035,
+        -0.9622,
+        -0.9587,
+    ),
+    "WSD .05": (wsd([1000], 20, decay=Decay(min_ratio=0.0)), 0.05, 0.0086, 0.0038, -0.0746, -0.0708),
 }
 
 
@@ -147,7 +157,9 @@ def test_spectrum_of_the_cosine_oracle() -> None:
 )
 def test_length_of_the_decay(shape: str, expected: list[float]) -> None:
     shares = [0.02, 0.05, 0.1, 0.2, 0.4, 0.96]
-    found = [by_budget(wsd([5000], 200, share, shape=shape, min_ratio=0.0))[0] for share in shares]  # type: ignore[arg-type]
+    found = [
+        by_budget(wsd([5000], 200, decay=Decay(share, shape=shape, min_ratio=0.0)))[0] for share in shares
+    ]  # type: ignore[arg-type]
     assert found == pytest.approx(expected, abs=6e-5)  # printed to four digits
     assert int(np.argmin(found)) == int(np.argmin(expected))
 
@@ -163,7 +175,7 @@ def test_with_ten_times_the_noise_the_cosine_wins() -> None:
         "oracle": [best(cosine(budget, 200))[0] for budget in BUDGETS],
         "cyclic": best(cyclic_cosine(BUDGETS, 200, rewarmup_from="previous")),
         "WSD-S": best(wsds(BUDGETS, 200)),
-        "WSD-S inv": best(wsds(BUDGETS, 200, shape="inv")),
+        "WSD-S inv": best(wsds(BUDGETS, 200, decay=Decay(shape="inv"))),
     }
     printed = {
         "oracle": [0.0768, 0.0554, 0.0391],
@@ -175,7 +187,7 @@ def test_with_ten_times_the_noise_the_cosine_wins() -> None:
         assert found[name] == pytest.approx(expected, rel=0.01), name  # another grid of rates
     assert all(a < b for a, b in zip(found["oracle"], found["WSD-S inv"], strict=True))
     longer = [
-        min(best(wsd([5000], 200, share, min_ratio=0.0))) for share in (0.1, 0.2, 0.4)
+        min(best(wsd([5000], 200, decay=Decay(share, min_ratio=0.0)))) for share in (0.1, 0.2, 0.4)
     ]  # ever longer decays help
     assert longer == pytest.approx([0.0409, 0.0362, 0.0320], rel=0.01)
 

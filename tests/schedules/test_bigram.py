@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from zoo.datamodules import Bigram
-from zoo.schedules import Schedule, constant, cosine, wsd, wsds
+from zoo.schedules import Decay, Schedule, constant, cosine, wsd, wsds
 
 SEEDS = range(4)
 W = 50
@@ -22,7 +22,7 @@ JUMPS = [450, 500, 505, 520, 900, 1000, 1800, 2000]
 PLANS: dict[str, tuple[Schedule, float]] = {
     "constant 8": (constant(UPDATES, W), 8),
     "linear": (wsd([2000], W), 8),
-    "inv": (wsd([2000], W, shape="inv"), 8),
+    "inv": (wsd([2000], W, decay=Decay(shape="inv")), 8),
     "cosine": (cosine(2000, W), 8),
     "WSD-S": (wsds([500, 1000, 2000], W), 8),
 }

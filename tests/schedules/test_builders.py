@@ -3,7 +3,7 @@ arguments."""
 
 import pytest
 
-from zoo.schedules import Schedule, constant, cosine, cyclic_cosine, from_breakpoints, wsd, wsds, wsm
+from zoo.schedules import Decay, Schedule, constant, cosine, cyclic_cosine, from_breakpoints, wsd, wsds, wsm
 
 BUDGETS = [12_500, 25_000, 50_000]
 W = 2000
@@ -22,7 +22,7 @@ def test_authors_breakpoints() -> None:
     assert points(matched) == [11_250, 12_500, 23_750, 26_250, 48_750, 53_750]
     assert points(wsds(BUDGETS[:2], W, compute_matched=True)) == [11_250, 12_500, 23_750, 26_250]
     assert points(wsds(BUDGETS[:2], W)) == [11_250, 12_500, 22_500, 25_000]
-    longer = wsds(BUDGETS[:2], W, [1250, 3500], "explicit")
+    longer = wsds(BUDGETS[:2], W, decay=Decay([1250, 3500], of="explicit"))
     assert points(longer) == [11_250, 12_500, 21_500, 25_000]
     # 100M at 4e-3 and 8e-3: decays of 10, 20 and 30 %; the second and third end later than compute-matched.
     high = from_breakpoints([11_250, 12_500, 21_250, 26_250, 41_250, 56_250], ["constant", "linear"] * 3, W)
@@ -31,7 +31,7 @@ def test_authors_breakpoints() -> None:
 
 @pytest.mark.parametrize("shape", ["linear", "inv"])
 def test_breakpoints_are_the_builders(shape: str) -> None:
-    matched = wsds(BUDGETS, W, shape=shape, compute_matched=True)
+    matched = wsds(BUDGETS, W, compute_matched=True, decay=Decay(shape=shape))
     shapes = ["constant", shape] * 3
     assert from_breakpoints(points(matched), shapes, W).segments == matched.segments
     cyclic = cyclic_cosine([12_500, 25_000], W)
@@ -54,7 +54,7 @@ def test_reference_values() -> None:
     expected = {0: 0, 1000: 0.5, 2000: 1, 11_250: 1, 11_875: 0.55, 12_499: 0.10072, 12_500: 1, 23_750: 1}
     expected |= {25_000: 0.55, 26_249: 0.10036, 26_250: 1, 51_250: 0.55, 53_749: 0.10018}
     assert {k: plan.factor(k) for k in expected} == pytest.approx(expected, abs=5e-6)
-    inv = wsds(BUDGETS, W, shape="inv", inclusive="start")
+    inv = wsds(BUDGETS, W, inclusive="start", decay=Decay(shape="inv"))
     assert [inv.factor(k) for k in (11_875, 23_750, 47_500)] == pytest.approx([0.181818] * 3, abs=5e-7)
 
 
@@ -72,7 +72,7 @@ def test_conventions() -> None:
     first, second = wsds([20], decay=0.5, inclusive="start"), wsds([20], decay=0.5)
     assert first.factors()[10:] == pytest.approx([1 - 0.9 * j / 10 for j in range(10)])
     assert second.factors()[10:] == pytest.approx([1 - 0.9 * j / 10 for j in range(1, 11)])
-    to_zero = wsds([20], decay=0.5, min_ratio=0.0)
+    to_zero = wsds([20], decay=Decay(0.5, min_ratio=0.0))
     assert to_zero.factors()[10:] == pytest.approx([1 - j / 11 for j in range(1, 11)])
     assert constant(4, warmup=4).factors() == [0.25, 0.5, 0.75, 1]
     assert constant(4, warmup=4, inclusive="start").factors() == [0, 0.25, 0.5, 0.75]
@@ -83,11 +83,11 @@ def test_edges() -> None:
     assert wsds([100], warmup=0).factor(0) == 1
     assert wsds([100, 200], decay=0.0).factors() == [1.0] * 200  # constant
     assert [budget.pre for budget in wsds([100, 200], decay=0.0).budgets] == [100, 200]
-    sawtooth = wsds([100, 200], decay=1.0, decay_of="period")
+    sawtooth = wsds([100, 200], decay=Decay(1.0, of="period"))
     assert [segment.phase for segment in sawtooth.segments] == ["decay", "decay"]
     assert (sawtooth.factor(99), sawtooth.factor(100)) == (0.1, pytest.approx(0.991))
     # Levanter's documented cycles, by period: 1,250, 1,250 and 2,500 where the paper has 1,250, 2,500, 5,000.
-    by_period = wsds(BUDGETS, W, decay_of="period")
+    by_period = wsds(BUDGETS, W, decay=Decay(of="period"))
     assert [budget.post - budget.pre for budget in by_period.budgets] == [1250, 1250, 2500]
     again = wsds([100, 200], warmup=10, rewarmup=5)
     assert again.factors()[100:106] == pytest.approx([0.28, 0.46, 0.64, 0.82, 1, 1])
@@ -105,7 +105,7 @@ def test_cyclic_cosine() -> None:
 
 
 def test_wsm() -> None:
-    plan = wsm([100, 205], window=0.2, snapshots=5)
+    plan = wsm([100, 205], snapshots=5, decay=0.2)
     merges = [budget.merge for budget in plan.budgets]
     assert [list(merge.steps) for merge in merges] == [
         [80, 85, 90, 95, 100],
@@ -119,7 +119,7 @@ def test_wsm() -> None:
     [
         (
             lambda: wsds([1000, 1050]),
-            "would begin after update 945, but budget 1000 lasts until 1000. Shorten decay",
+            "would begin after update 945, but budget 1000 lasts until 1000. Shorten the decay",
         ),
         (lambda: wsds([100, 100]), "budgets must increase, got 100 and then 100"),
         (lambda: wsds([200, 100]), "budgets must increase, got 200 and then 100"),
@@ -129,22 +129,23 @@ def test_wsm() -> None:
         (lambda: wsd([100], warmup=95), "the warm-up of 95 updates lasts until 95"),
         (lambda: wsds([100], warmup=101), "does not fit"),
         (lambda: wsds([100], warmup=-1), "does not fit"),
-        (lambda: wsds([100], shape="inv", min_ratio=0.0), "give a min_ratio above 0"),
+        (lambda: wsds([100], decay=Decay(shape="inv", min_ratio=0.0)), "give a min_ratio above 0"),
         (
             lambda: wsds([100], decay=10),
-            "between 0 and 1, got .10.: for numbers of updates say decay_of: explicit",
+            "between 0 and 1, got .10.: for numbers of updates say of: explicit",
         ),
         (lambda: wsds([100], decay=0.001), "rounds to none"),
         (lambda: wsds([100, 200], decay=[0.1]), "one for each of the 2, got 1"),
-        (lambda: wsds([100], decay=2.5, decay_of="explicit"), "must be a whole number of updates, got 2.5"),
-        (lambda: wsds([100], decay_of="cycle"), "decay_of must be"),
+        (lambda: wsds([100], decay=Decay(2.5, of="explicit")), "must be a whole number of updates, got 2.5"),
+        (lambda: wsds([100], decay=Decay(of="cycle")), "of must be"),
         (
-            lambda: wsd([100, 110], decay=[5, 50], decay_of="explicit"),
+            lambda: wsd([100, 110], decay=Decay([5, 50], of="explicit")),
             "must not branch off before an earlier one",
         ),
         (lambda: cosine(100, warmup=100), "leaves nothing of the cycle"),
         (lambda: constant(10, warmup=11), "does not fit"),
         (lambda: constant(10, warmup=5, warmup_start=2.0), "warmup_start must be a factor between 0 and 1"),
+        (lambda: wsd([100], decay=Decay(shape="inv", min_ratio=0.0)), "never reaches zero"),
         (lambda: wsm([100], snapshots=1), "at least 2 snapshots"),
         (lambda: wsm([100], snapshots=50), "too few for 50 snapshots"),
         (lambda: wsm([100], warmup=95), "lasts until 95"),

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from zoo.schedules import anytime_bounds, constant, convex_bound, cosine, wsd, wsds
+from zoo.schedules import Decay, anytime_bounds, constant, convex_bound, cosine, wsd, wsds
 
 
 def reference(factors: list[float], distance: float, gradient_norm: float, rate: float) -> float:
@@ -23,7 +23,7 @@ def reference(factors: list[float], distance: float, gradient_norm: float, rate:
 PLANS = {
     "constant": constant(120, 10),
     "cosine": cosine(150, 20),
-    "wsds": wsds([50, 100, 200], 10, shape="1-sqrt", min_ratio=0.02),
+    "wsds": wsds([50, 100, 200], 10, decay=Decay(shape="1-sqrt", min_ratio=0.02)),
 }
 
 
@@ -52,8 +52,8 @@ def test_closed_forms_of_constant_and_linear() -> None:
 
 def test_order_of_the_usual_schedules() -> None:
     plans = [
-        wsd([4000], 100, 0.975, min_ratio=0.0),  # linear to zero
-        wsd([4000], 100, 0.2, min_ratio=0.0),
+        wsd([4000], 100, decay=Decay(0.975, min_ratio=0.0)),  # linear to zero
+        wsd([4000], 100, decay=Decay(0.2, min_ratio=0.0)),
         wsd([4000], 100, 0.1),
         constant(4000, 100),
     ]

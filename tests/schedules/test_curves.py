@@ -11,6 +11,7 @@ from bundled import FOLDER, NAMES
 from torch.optim.lr_scheduler import OneCycleLR
 
 from zoo.schedules import (
+    Decay,
     DecayOnDemand,
     RunSchedule,
     Schedule,
@@ -98,7 +99,7 @@ def test_a_scheduler_needs_a_length() -> None:
 
 
 @pytest.mark.parametrize(
-    "plan", [one_cycle(333), wsd([100, 200], 10), wsm([100], 10, window=0.6, snapshots=4), cosine(50)]
+    "plan", [one_cycle(333), wsd([100, 200], 10), wsm([100], 10, snapshots=4, decay=0.6), cosine(50)]
 )
 def test_json(plan: Schedule) -> None:
     again = Schedule.from_json(plan.to_json())
@@ -112,12 +113,12 @@ def test_a_span_covers_its_segment() -> None:
 
 @pytest.mark.parametrize("kind", [np.int64, np.int32, float, np.float32])
 def test_whole_numbers_of_any_type(kind) -> None:
-    plan = wsds([kind(20), kind(40)], warmup=kind(4), decay=(kind(2), kind(4)), decay_of="explicit")
-    assert plan == wsds([20, 40], warmup=4, decay=[2, 4], decay_of="explicit")
+    plan = wsds([kind(20), kind(40)], warmup=kind(4), decay=Decay((kind(2), kind(4)), of="explicit"))
+    assert plan == wsds([20, 40], warmup=4, decay=Decay([2, 4], of="explicit"))
     budget = plan.budgets[0]
     assert type(budget.pre) is type(budget.post) is type(plan.segments[0].end) is int
     assert json.loads(plan.to_json())["budgets"][0]["updates"] == 20
-    assert wsm(np.array([20, 40]), window=0.6, snapshots=kind(4)) == wsm([20, 40], window=0.6, snapshots=4)
+    assert wsm(np.array([20, 40]), snapshots=kind(4), decay=0.6) == wsm([20, 40], snapshots=4, decay=0.6)
     assert one_cycle(kind(30)) == one_cycle(30) and cosine(kind(30), kind(3)) == cosine(30, 3)
 
 
@@ -129,13 +130,16 @@ def test_whole_numbers_of_any_type(kind) -> None:
         (lambda: wsd(["20"]), "budgets must be a whole number of updates, got '20'"),
         (lambda: cosine(20, warmup=2.5), "warmup must be a whole number of updates, got 2.5"),
         (
-            lambda: wsds([20], min_ratio=1.5),
+            lambda: wsds([20], decay=Decay(min_ratio=1.5)),
             "min_ratio must be a share of the peak learning rate from 0 to 1",
         ),
         (lambda: cosine(20, min_ratio=2.0), "min_ratio must be a share of the peak"),
-        (lambda: wsm([20], window=0.6, snapshots=4, min_ratio=1.5), "min_ratio must be a share of the peak"),
-        (lambda: DecayOnDemand(min_ratio=1.5), "min_ratio must be a share of the peak"),
-        (lambda: wsds([20], min_ratio=float("nan")), "min_ratio must be a share of the peak"),
+        (
+            lambda: wsm([20], snapshots=4, decay=Decay(0.6, min_ratio=1.5)),
+            "min_ratio must be a share of the peak",
+        ),
+        (lambda: DecayOnDemand(decay=Decay(min_ratio=1.5)), "min_ratio must be a share of the peak"),
+        (lambda: wsds([20], decay=Decay(min_ratio=float("nan"))), "min_ratio must be a share of the peak"),
     ],
 )
 def test_refused_when_it_is_made(make, says: str) -> None:
@@ -144,18 +148,27 @@ def test_refused_when_it_is_made(make, says: str) -> None:
 
 
 def test_long_schedules_are_compared_by_segments() -> None:
-    one, other = (wsds([10**6, 10**7], warmup=2000, decay=share, shape="1-sqrt") for share in (0.1, 0.11))
+    one, other = (
+        wsds([10**6, 10**7], warmup=2000, decay=Decay(share, shape="1-sqrt")) for share in (0.1, 0.11)
+    )
     begun = time.perf_counter()
-    assert one.first_difference(wsds([10**6, 10**7], 2000, shape="1-sqrt"), 10**7) is None
+    assert one.first_difference(wsds([10**6, 10**7], 2000, decay=Decay(shape="1-sqrt")), 10**7) is None
     assert one.first_difference(other, 10**7) == 890_000
-    longer = wsds([10**6, 2 * 10**7], warmup=2000, shape="1-sqrt")
+    longer = wsds([10**6, 2 * 10**7], warmup=2000, decay=Decay(shape="1-sqrt"))
     assert longer.first_difference(one, 10**7) == 9_000_000
     assert time.perf_counter() - begun < 1  # update by update it takes ten and more
 
 
-@pytest.mark.parametrize("plan", [one_cycle(101), cosine(77, 5), wsd([40, 90], 4, shape="inv"), wsds([50])])
+@pytest.mark.parametrize(
+    "plan", [one_cycle(101), cosine(77, 5), wsd([40, 90], 4, decay=Decay(shape="inv")), wsds([50])]
+)
 def test_first_difference_is_that_of_the_factors(plan: Schedule) -> None:
-    for other in (one_cycle(100), cosine(77, 4), wsd([90], 4, shape="inv"), wsds([50], shape="1-sqrt")):
+    for other in (
+        one_cycle(100),
+        cosine(77, 4),
+        wsd([90], 4, decay=Decay(shape="inv")),
+        wsds([50], decay=Decay(shape="1-sqrt")),
+    ):
         for stop in (1, 30, 77, 130):
             found = next((k for k in range(stop) if plan.factor(k) != other.factor(k)), None)
             assert plan.first_difference(other, stop) == found

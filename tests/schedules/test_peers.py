@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import get_wsd_schedule
 
-from zoo.schedules import cosine, wsd, wsds
+from zoo.schedules import Decay, cosine, wsd, wsds
 
 TOTAL, WARM, DECAY = 1000, 50, 100
 
@@ -33,12 +33,9 @@ def test_transformers(shape: str, floor: float) -> None:
     plan = wsd(
         [TOTAL],
         WARM,
-        [DECAY],
-        "explicit",
-        shape,
-        floor,
         inclusive="start",
         warmup_start=floor,
+        decay=Decay([DECAY], of="explicit", shape=shape, min_ratio=floor),
     )
     assert plan.factors(TOTAL + 20) == pytest.approx(theirs, abs=1e-12)
 
@@ -68,7 +65,7 @@ def torchtitan(step: int, ratio: str = "linear") -> float:
 @pytest.mark.parametrize(("theirs", "ours"), [("linear", "linear"), ("sqrt", "1-sqrt"), ("cosine", "cosine")])
 def test_torchtitan(theirs: str, ours: str) -> None:
     """Its decay of D is ours of D - 1 to zero, aimed one update beyond the end."""
-    plan = wsd([TOTAL], WARM, [DECAY - 1], "explicit", ours, 0.0)
+    plan = wsd([TOTAL], WARM, decay=Decay([DECAY - 1], of="explicit", shape=ours, min_ratio=0.0))
     found = [torchtitan(k, theirs) for k in range(TOTAL)]
     assert plan.factors() == pytest.approx(found, abs=1e-12)
     assert found[-1] == pytest.approx({"linear": 1 / DECAY}.get(theirs, plan.factor(TOTAL - 1)))
@@ -90,10 +87,10 @@ def olmo(step: int, periods: list[int], share: float, floor: float) -> float:
 
 def test_olmo_core() -> None:
     periods = [500, 500, 1000]
-    plan = wsds([500, 1000, 2000], WARM, 0.1, "period", min_ratio=0.05)
+    plan = wsds([500, 1000, 2000], WARM, decay=Decay(0.1, of="period", min_ratio=0.05))
     assert plan.factors() == pytest.approx([olmo(k + 1, periods, 0.1, 0.05) for k in range(2000)], abs=1e-12)
     # With its default, decay_min_lr 0, each period ends in an update that does nothing; ours aims one beyond.
-    zero = wsds([500, 1000, 2000], WARM, 0.1, "period", min_ratio=0.0)
+    zero = wsds([500, 1000, 2000], WARM, decay=Decay(0.1, of="period", min_ratio=0.0))
     assert olmo(500, periods, 0.1, 0.0) == 0 and zero.factor(499) == pytest.approx(1 / 51)
 
 
@@ -120,10 +117,10 @@ def levanter(step: int, ends: list[int], share: float, floor: float) -> float:
 def test_levanter() -> None:
     """The documented cycles decay for 1,250, 1,250, 2,500 updates, not the paper's 1,250, 2,500, 5,000."""
     ends = [12_500, 25_000, 50_000]
-    plan = wsds(ends, WARM, 0.1, "period", inclusive="start")
+    plan = wsds(ends, WARM, inclusive="start", decay=Decay(0.1, of="period"))
     assert plan.factors() == pytest.approx([levanter(k, ends, 0.1, 0.1) for k in range(50_000)], abs=1e-12)
     assert levanter_cycles(35_000, 10_000) == [10_000, 20_000, 35_000]  # it warns of a shorter cycle
-    assert wsds([10_000, 20_000, 30_000, 35_000], decay_of="period").budgets[-1].updates == 35_000
+    assert wsds([10_000, 20_000, 30_000, 35_000], decay=Decay(of="period")).budgets[-1].updates == 35_000
 
 
 def lingua(step: int, total: int, cycle: float, share: float, floor: float) -> float:
@@ -143,17 +140,17 @@ def lingua(step: int, total: int, cycle: float, share: float, floor: float) -> f
 
 
 def test_lingua() -> None:
-    plan = wsds([250, 500, 750, 1000], WARM, 0.1, shape="inv", inclusive="start")
+    plan = wsds([250, 500, 750, 1000], WARM, inclusive="start", decay=Decay(0.1, shape="inv"))
     assert plan.factors() == pytest.approx([lingua(k, 1000, 0.25, 0.1, 0.1) for k in range(1000)], abs=1e-12)
     # A cycle that does not divide the run leaves its tail without a decay; with us the last budget is
     # the end.
     assert {lingua(k, 1000, 0.3, 0.1, 0.1) for k in range(900, 1000)} == {1.0}
-    tail = wsds([300, 600, 900, 1000], WARM, 0.1, shape="inv")
+    tail = wsds([300, 600, 900, 1000], WARM, decay=Decay(0.1, shape="inv"))
     assert tail.factor(999) == pytest.approx(0.1) and tail.budgets[-1].updates == 1000
     with pytest.raises(ZeroDivisionError):
         lingua(245, 1000, 0.25, 0.1, 0.0)
     with pytest.raises(ValueError, match="never reaches zero"):
-        wsds([250], WARM, shape="inv", min_ratio=0.0)
+        wsds([250], WARM, decay=Decay(shape="inv", min_ratio=0.0))
 
 
 def accelerated_checkpoints(total: int, number: int) -> list[int]:
@@ -169,7 +166,7 @@ def test_pytorch_accelerated() -> None:
     """Two checkpoints of 100,000 stop half-way, and the rate stays at its minimum; four give three."""
     assert accelerated_checkpoints(100_000, 2) == [25_000, 50_000]
     assert accelerated_checkpoints(100_000, 4) == [25_000, 50_000, 100_000]
-    plan = wsds([25_000, 50_000, 100_000], decay_of="period", shape="1-sqrt")
+    plan = wsds([25_000, 50_000, 100_000], decay=Decay(of="period", shape="1-sqrt"))
     assert plan.factor(60_000) == 1.0 and plan.budgets[-1].post == 100_000
 
 
@@ -177,12 +174,19 @@ def test_minicpm_and_megatron() -> None:
     """4.6: a half-life is the shape exp with the level it reaches; 4.9: exponential is a power of two,
     rescaled."""
     half_life = 30
-    plan = wsd([TOTAL], 0, [DECAY], "explicit", "exp", 0.5 ** (DECAY / half_life), inclusive="start")
+    plan = wsd(
+        [TOTAL],
+        0,
+        inclusive="start",
+        decay=Decay([DECAY], of="explicit", shape="exp", min_ratio=0.5 ** (DECAY / half_life)),
+    )
     found = [0.5 ** (j / half_life) for j in range(DECAY)]
     assert plan.factors()[-DECAY:] == pytest.approx(found, rel=1e-12)
     megatron = [2 * 0.5 ** (j / DECAY) - 1 for j in range(DECAY)]  # from 1 to 0; not offered here
     minus_sqrt = [1 - math.sqrt(j / DECAY) for j in range(DECAY)]
-    ours = wsd([TOTAL], 0, [DECAY], "explicit", "1-sqrt", 0.0, inclusive="start").factors()[-DECAY:]
+    ours = wsd(
+        [TOTAL], 0, inclusive="start", decay=Decay([DECAY], of="explicit", shape="1-sqrt", min_ratio=0.0)
+    ).factors()[-DECAY:]
     assert ours == pytest.approx(minus_sqrt, abs=1e-12)
     assert max(abs(a - b) for a, b in zip(megatron, ours, strict=True)) > 0.1
 
@@ -215,7 +219,9 @@ def megatron(step: int, style: str, floor: float) -> float:
 @pytest.mark.parametrize("style", ["linear", "cosine", "1-sqrt"])
 @pytest.mark.parametrize("floor", [0.0, 0.1])
 def test_nanotron_and_megatron(theirs, style: str, floor: float) -> None:
-    plan = wsd([TOTAL], WARM, [DECAY], "explicit", style, floor, inclusive="start")
+    plan = wsd(
+        [TOTAL], WARM, inclusive="start", decay=Decay([DECAY], of="explicit", shape=style, min_ratio=floor)
+    )
     assert plan.factors() == pytest.approx([theirs(k, style, floor) for k in range(TOTAL)], abs=1e-12)
 
 
@@ -225,7 +231,9 @@ def test_mirror_and_square_of_epfml() -> None:
         "1-square": lambda p: 1 - p**2,
         "mirror_cosine": lambda p: 2 * (1 - p) - (1 + math.cos(math.pi * p)) / 2,
     }.items():
-        plan = wsd([TOTAL], 0, [DECAY], "explicit", shape, 0.0, inclusive="start")
+        plan = wsd(
+            [TOTAL], 0, inclusive="start", decay=Decay([DECAY], of="explicit", shape=shape, min_ratio=0.0)
+        )
         assert plan.factors()[-DECAY:] == pytest.approx([theirs(j / DECAY) for j in range(DECAY)], abs=1e-12)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, TOTAL, eta_min=0.1)

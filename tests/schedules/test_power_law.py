@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from zoo.schedules import (
+    Decay,
     PowerLaw,
     Schedule,
     TrainingCurve,
@@ -37,7 +38,7 @@ def reference(law: PowerLaw, eta: list[float], updates: int, first_change: int =
 @pytest.mark.parametrize("size", MULTI_POWER_LAW)
 def test_against_the_double_loop(size: str) -> None:
     law = MULTI_POWER_LAW[size]
-    for plan in (cosine(400, 50), wsds([100, 200, 400], 30, shape="1-sqrt", min_ratio=0.01)):
+    for plan in (cosine(400, 50), wsds([100, 200, 400], 30, decay=Decay(shape="1-sqrt", min_ratio=0.01))):
         eta, stops = rates(plan), [1, 30, 77, 200, 201, 400]
         found = law.loss(eta, stops)
         expected = [reference(law, eta, stop) for stop in stops]
@@ -66,14 +67,14 @@ def test_end_losses_of_the_published_runs() -> None:
     """Forecasts of runs of the authors' 100M model, beside the losses they ended at."""
     decays = {"exp": 2.9514, "linear": 2.9535}
     for shape, measured in decays.items():
-        eta = rates(wsd([24_000], WARMUP, [4000], "explicit", shape=shape))  # type: ignore[arg-type]
+        eta = rates(wsd([24_000], WARMUP, decay=Decay([4000], of="explicit", shape=shape)))  # type: ignore[arg-type]
         assert LAW.loss(eta).item() == pytest.approx(measured, rel=0.01)
     assert LAW.loss(rates(cosine(24_000, WARMUP))).item() == pytest.approx(2.9791, rel=0.01)
     assert LAW.loss(rates(constant(24_000, WARMUP))).item() == pytest.approx(3.0354, rel=0.01)
 
 
 def test_a_decay_to_zero_is_finite_and_idle_updates_change_nothing() -> None:
-    eta = rates(wsd([24_000], WARMUP, min_ratio=0.0, inclusive="start"))
+    eta = rates(wsd([24_000], WARMUP, inclusive="start", decay=Decay(min_ratio=0.0)))
     ended = LAW.loss([*eta, 0.0]).item()
     assert np.isfinite(ended) and ended < LAW.loss(rates(wsd([24_000], WARMUP))).item()
     assert LAW.loss([*eta, 0.0, 0.0, 0.0]).item() == ended
@@ -123,7 +124,11 @@ def test_a_fit_finds_the_law_that_made_the_curves() -> None:
 def test_a_fit_to_noisy_losses_forecasts_other_runs() -> None:
     """Losses off by .2 % and rates of another optimizer; forecasts of longer and other decays within .3 %."""
     law = fit_power_law(curves(0.5, noise=0.002))
-    for plan in (wsd([1200], 110, min_ratio=0.05), wsd([2400], 110, shape="1-sqrt"), cosine(3600, 110)):
+    for plan in (
+        wsd([1200], 110, decay=Decay(min_ratio=0.05)),
+        wsd([2400], 110, decay=Decay(shape="1-sqrt")),
+        cosine(3600, 110),
+    ):
         found = law.loss([0.5 * factor for factor in plan.factors()]).item()
         assert found == pytest.approx(LAW.loss(rates(plan)).item(), rel=3e-3)
 

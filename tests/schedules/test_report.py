@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from zoo.schedules import Schedule, convex_bound, cosine, cyclic_cosine, wsd, wsds, wsm
+from zoo.schedules import Decay, Schedule, convex_bound, cosine, cyclic_cosine, wsd, wsds, wsm
 from zoo.schedules.plot import ascii_plot, save_plot
 from zoo.schedules.power_law import MULTI_POWER_LAW
 from zoo.schedules.report import alternatives, branch_to, report, score
@@ -14,10 +14,10 @@ BUDGETS = [1250, 2500, 5000]
 
 
 def test_alternatives_are_the_builders() -> None:
-    plan = wsds(BUDGETS, 100, shape="1-sqrt", min_ratio=0.02)
+    plan = wsds(BUDGETS, 100, decay=Decay(shape="1-sqrt", min_ratio=0.02))
     ways = alternatives(plan)
     assert ways["WSD-S"] == [plan]
-    assert ways["WSD"] == [wsd(BUDGETS, 100, shape="1-sqrt", min_ratio=0.02)]
+    assert ways["WSD"] == [wsd(BUDGETS, 100, decay=Decay(shape="1-sqrt", min_ratio=0.02))]
     assert ways["WSD-S, WSD's compute"][0].total_updates == ways["WSD"][0].total_updates == 5375
     assert ways["cyclic cosine"] == [cyclic_cosine(BUDGETS, 100, 0.02)]
     assert ways["cosine, a run each"] == [cosine(total, 100, 0.02) for total in BUDGETS]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from zoo.schedules import (
     Budget,
+    Decay,
     Merge,
     Schedule,
     Segment,
@@ -24,7 +25,7 @@ PLANS = {
     "cosine": cosine(100, warmup=10),
     "cyclic": cyclic_cosine([50, 100, 200], warmup=10),
     "wsd": wsd([50, 100, 200], warmup=10),
-    "wsds": wsds([50, 100, 200], warmup=10, shape="1-sqrt", min_ratio=0.0),
+    "wsds": wsds([50, 100, 200], warmup=10, decay=Decay(shape="1-sqrt", min_ratio=0.0)),
     "matched": wsds([50, 100, 200], warmup=10, compute_matched=True, rewarmup=3),
     "wsm": wsm([50, 100, 200], warmup=10, snapshots=4),
 }
@@ -73,7 +74,7 @@ def test_beyond() -> None:
     held, peak = wsds([100]), wsds([100], after_end="peak")
     assert (held.factor(100), held.factor(10**6), held.phase(100)) == (0.1, 0.1, "decay")
     assert (peak.factor(100), peak.factor(10**6), peak.phase(100)) == (1.0, 1.0, "stable")
-    assert wsds([100], min_ratio=0.0).factor(100) == 0.0
+    assert wsds([100], decay=Decay(min_ratio=0.0)).factor(100) == 0.0
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)
@@ -87,7 +88,7 @@ def test_closed_form_of_the_river_time(gaps: list[int], share: float, warmup: in
     """T - (1 - mean) x (decays): the sum of a linear ramp from above r to r is known exactly."""
     budgets = [sum(gaps[: n + 1]) for n in range(len(gaps))]
     assume(warmup < round(gaps[0] * (1 - share)) and share * min(gaps) >= 0.5)
-    plan = wsds(budgets, warmup, share, "period", compute_matched=matched)
+    plan = wsds(budgets, warmup, compute_matched=matched, decay=Decay(share, of="period"))
     lengths = [budget.post - budget.pre for budget in plan.budgets]
     r, d = 0.1, sum(lengths)
     # Factors 1 - (1 - r) j / n for j = 1..n have the mean 1 - (1 - r) (n + 1) / (2 n).
@@ -151,9 +152,8 @@ def test_with_decay() -> None:
     [
         ((5, 10), "lies within the warmup"),
         ((95, 3), "lies within the decay"),
-        ((85, 10, 0.1, "linear", None, "end", "continue"), "runs into the decay that begins at update 90"),
-        ((85, 50, 0.1, "linear", None, "end", "continue"), "runs into the decay that begins at update 90"),
-        ((40, 10, 0.0, "inv"), "never reaches zero"),
+        ((85, 10, None, "end", "continue"), "runs into the decay that begins at update 90"),
+        ((85, 50, None, "end", "continue"), "runs into the decay that begins at update 90"),
     ],
 )
 def test_with_decay_refuses(arguments: tuple, says: str) -> None:

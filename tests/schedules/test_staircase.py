@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from zoo.schedules import convex_bound, cosine, wsd, wsds
+from zoo.schedules import Decay, convex_bound, cosine, wsd, wsds
 from zoo.schedules.power_law import MULTI_POWER_LAW
 from zoo.schedules.report import report
 from zoo.schedules.staircase import staircase
@@ -14,9 +14,9 @@ from zoo.schedules.staircase import staircase
 LONG = 300_000
 PLANS = {
     "cosine": cosine(LONG, 2000),
-    "to zero": wsd([LONG], 2000, 0.2, min_ratio=0.0),
-    "1-sqrt": wsd([LONG], 2000, 0.2, shape="1-sqrt", min_ratio=0.0),
-    "inv": wsds([LONG // 4, LONG], 2000, 0.1, shape="inv", min_ratio=0.01),
+    "to zero": wsd([LONG], 2000, decay=Decay(0.2, min_ratio=0.0)),
+    "1-sqrt": wsd([LONG], 2000, decay=Decay(0.2, shape="1-sqrt", min_ratio=0.0)),
+    "inv": wsds([LONG // 4, LONG], 2000, decay=Decay(0.1, shape="inv", min_ratio=0.01)),
     "WSD-S": wsds([LONG // 4, LONG // 2, LONG], 2000),
 }
 
@@ -63,24 +63,24 @@ def test_a_long_run_is_near(name: str) -> None:
 
 def test_what_is_printed_is_the_exact_number(monkeypatch: pytest.MonkeyPatch) -> None:
     law = MULTI_POWER_LAW["100M"]
-    plan = wsds([25_000, 50_000, 100_000], 2000, shape="1-sqrt", min_ratio=0.02)
+    plan = wsds([25_000, 50_000, 100_000], 2000, decay=Decay(shape="1-sqrt", min_ratio=0.02))
     text = report(plan, [3e-4], law=law)
     monkeypatch.setattr("zoo.schedules.staircase._EXACT", 10**6)  # each update by itself
     assert report(plan, [3e-4], law=law) == text
 
 
 def test_ten_million_updates_are_cheap() -> None:
-    """AfterEnd its imports: no list of all updates, whose factors alone would take 80 MB."""
+    """Beyond its imports: no list of all updates, whose factors alone would take 80 MB."""
     code = """
 import re, time
-from zoo.schedules import cosine, wsds
+from zoo.schedules import Decay, cosine, wsds
 from zoo.schedules.plot import ascii_plot
 from zoo.schedules.report import report
 import scipy.special
 def used():  # the peak; getrusage's is inherited from the process that started this one
     return int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]) / 1024
 before, begun = used(), time.process_time()
-plan = wsds([2_500_000, 5_000_000, 10_000_000], 10_000, shape="1-sqrt")
+plan = wsds([2_500_000, 5_000_000, 10_000_000], 10_000, Decay(shape="1-sqrt"))
 report(plan, [1e-3], 1 << 20)
 ascii_plot(plan)
 ascii_plot(cosine(10_000_000, 10_000))

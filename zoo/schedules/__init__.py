@@ -1,4 +1,4 @@
-"""Learning-rate schedules as plans: WSD, WSD-S and their peers as data that is seen before it is paid for.
+"""Learning-rate schedules as plain data, whose cost is known before they run: WSD, WSD-S and their peers.
 
 WSD-S and the river-valley landscape: Wen et al. 2024, arXiv 2410.05192. The callback
 `zoo.callbacks.WSDS` runs a `Schedule` under any LightningModule; `zoo plan CONFIG` draws the one of a config.
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from zoo.schedules.curves import constant as constant
     from zoo.schedules.curves import cosine as cosine
     from zoo.schedules.curves import one_cycle as one_cycle
+    from zoo.schedules.decay import Decay as Decay
     from zoo.schedules.hessian import HessianSpectrum as HessianSpectrum
     from zoo.schedules.hessian import hessian_eigenvalues as hessian_eigenvalues
     from zoo.schedules.landscape import EntropyBuckets as EntropyBuckets

@@ -1,7 +1,6 @@
 """Ramps and plateaus as the builders put them together."""
 
-from zoo.schedules.segments import Inclusive, Segment, check_ratio
-from zoo.schedules.shapes import Shape
+from zoo.schedules.segments import Inclusive, Segment
 
 
 def warmup_segments(
@@ -20,13 +19,3 @@ def warmup_segments(
 def stable_segments(start: int, end: int) -> list[Segment]:
     """Updates at the peak; none if there is no room."""
     return [Segment("stable", start, end)] if end > start else []
-
-
-def decay_segment(
-    start: int, end: int, last: float, shape: Shape, parameter: float | None, inclusive: Inclusive
-) -> Segment:
-    """A ramp from the peak down to ``last``."""
-    check_ratio("min_ratio", last)
-    # An update at a learning rate of zero would do nothing: the ramp to zero is aimed one update further.
-    aimed = "neither" if inclusive == "end" and last == 0 else inclusive
-    return Segment("decay", start, end, 1.0, last, shape, parameter, aimed)

@@ -17,23 +17,23 @@ counted from 0 (`tests/schedules/test_peers.py` has them all, equal to rounding)
 * transformers, optax, Levanter, lingua, nanotron, and Megatron-LM (which counts samples): k / W, and j / D
   for number j of the decay: ``inclusive: start``.
 * OLMo-core: (k + 1) / W and (j + 1) / D, as steps are counted from 1 and a boundary belongs to the period
-  before it: ``inclusive: end``, the default, with ``decay_of: period``. To zero, its last update does
+  before it: ``inclusive: end``, the default, with a decay ``of: period``. To zero, its last update does
   nothing; ours aim one update further.
 * torchtitan: (k + 1) / W, and a decay of D that is ours of D - 1 updates to ``min_ratio: 0``.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
-import numpy as np
-
-from zoo.schedules._ramps import decay_segment, stable_segments, warmup_segments
+from zoo.schedules._ramps import stable_segments, warmup_segments
+from zoo.schedules.decay import Decay
 from zoo.schedules.schedule import AfterEnd, Schedule
 from zoo.schedules.segments import Budget, Inclusive, Merge, Segment, whole
 from zoo.schedules.shapes import Shape
 
-DecayOf = Literal["budget", "period", "explicit"]
+_MERGED = Decay(min_ratio=0.0)  # what equal weights imitate
 
 
 def cyclic_cosine(
@@ -64,6 +64,7 @@ def cyclic_cosine(
     """
     budgets, warmup = _checked(budgets), whole("warmup", warmup)
     rewarmup = warmup if rewarmup is None else whole("rewarmup", rewarmup)
+    fall = Decay(shape="cosine", min_ratio=min_ratio)
     segments: list[Segment] = []
     for start, end in pairwise([0, *budgets]):
         length = warmup if start == 0 else rewarmup
@@ -73,18 +74,14 @@ def cyclic_cosine(
             raise ValueError(
                 f"a warm-up of {length} updates leaves nothing of the cycle from {start} to {end}"
             )
-        segments.append(decay_segment(start + length, end, min_ratio, "cosine", None, inclusive))
+        segments.append(fall.segment(start + length, end, inclusive))
     return Schedule(tuple(segments), tuple(Budget(end, None, end) for end in budgets), after_end)
 
 
 def wsd(
     budgets: list[int],
     warmup: int = 0,
-    decay: float | list[float] = 0.1,
-    decay_of: DecayOf = "budget",
-    shape: Shape = "linear",
-    min_ratio: float = 0.1,
-    parameter: float | None = None,
+    decay: Decay | float | list[float] = 0.1,
     inclusive: Inclusive = "end",
     warmup_start: float = 0.0,
     after_end: AfterEnd = "hold",
@@ -96,12 +93,7 @@ def wsd(
     Args:
         budgets: Updates, increasing.
         warmup: Updates of linear warm-up.
-        decay: Length of the decays, one number for all or one for each budget.
-        decay_of: What ``decay`` is a share of: the budget (as in the paper), the period since the
-            budget before (as in Levanter and OLMo-core), or nothing: ``explicit`` updates.
-        shape: How the decays fall (`zoo.schedules.level`).
-        min_ratio: The level that they end at.
-        parameter: The number that some shapes need.
+        decay: How long the decays are, and how they fall; a number is a length (`Decay`).
         inclusive: ``end``: the first update of a decay is already lower and the last is at ``min_ratio``
             (one short of it where that is 0, which would be an update that does nothing); ``start``: as
             in optax and transformers.
@@ -112,14 +104,15 @@ def wsd(
         ValueError: budgets that do not increase, or decays that begin before the warm-up is over.
     """
     budgets, warmup = _checked(budgets), whole("warmup", warmup)
-    lengths = _decays(budgets, decay, decay_of)
+    decay = Decay.given(decay)
+    lengths = decay.updates(budgets)
     made: list[Budget] = []
     for total, length in zip(budgets, lengths, strict=True):
         pre = total - length
         _check_room(total, length, warmup, f"the warm-up of {warmup} updates")
         branch = None
         if length and total != budgets[-1]:
-            branch = decay_segment(pre, total, min_ratio, shape, parameter, inclusive)
+            branch = decay.segment(pre, total, inclusive)
         made.append(Budget(total, pre, total, branch))
     if any(after.pre < before.pre for before, after in pairwise(made)):  # type: ignore[operator]
         raise ValueError(
@@ -129,18 +122,14 @@ def wsd(
     start, end = budgets[-1] - lengths[-1], budgets[-1]
     trunk = [*warmup_segments(warmup, warmup_start, inclusive, end), *stable_segments(warmup, start)]
     if lengths[-1]:
-        trunk.append(decay_segment(start, end, min_ratio, shape, parameter, inclusive))
+        trunk.append(decay.segment(start, end, inclusive))
     return Schedule(tuple(trunk), tuple(made), after_end)
 
 
 def wsds(
     budgets: list[int],
     warmup: int = 0,
-    decay: float | list[float] = 0.1,
-    decay_of: DecayOf = "budget",
-    shape: Shape = "linear",
-    min_ratio: float = 0.1,
-    parameter: float | None = None,
+    decay: Decay | float | list[float] = 0.1,
     compute_matched: bool = False,
     rewarmup: int = 0,
     inclusive: Inclusive = "end",
@@ -152,12 +141,7 @@ def wsds(
     Args:
         budgets: Updates, increasing.
         warmup: Updates of linear warm-up.
-        decay: Length of the decays, one number for all or one for each budget.
-        decay_of: What ``decay`` is a share of: the budget (as in the paper), the period since the
-            budget before (as in Levanter and OLMo-core), or nothing: ``explicit`` updates.
-        shape: How the decays fall (`zoo.schedules.level`).
-        min_ratio: The level that they end at.
-        parameter: The number that some shapes need.
+        decay: How long the decays are, and how they fall; a number is a length (`Decay`).
         compute_matched: Give each budget the updates that `wsd` spends on all budgets up to it: budget
             i ends at T_i plus the decays before it (the authors' 12,500, 26,250, 53,750 for 12,500,
             25,000, 50,000).
@@ -172,7 +156,8 @@ def wsds(
         ValueError: budgets that do not increase, or decays for which there is no room.
     """
     budgets, warmup, rewarmup = _checked(budgets), whole("warmup", warmup), whole("rewarmup", rewarmup)
-    lengths = _decays(budgets, decay, decay_of)
+    decay = Decay.given(decay)
+    lengths = decay.updates(budgets)
     segments = warmup_segments(warmup, warmup_start, inclusive, budgets[-1])
     made: list[Budget] = []
     spent = 0
@@ -180,13 +165,13 @@ def wsds(
         end = total + (spent if compute_matched else 0)
         busy = segments[-1].end if segments else 0
         if made and rewarmup and made[-1].post == busy:
-            segments += warmup_segments(rewarmup, min_ratio, inclusive, end - busy, busy)
+            segments += warmup_segments(rewarmup, decay.min_ratio, inclusive, end - busy, busy)
             busy += rewarmup
         before = f"budget {made[-1].updates}" if made else f"the warm-up of {warmup} updates"
         _check_room(total, length, busy, before, end)
         segments += stable_segments(busy, end - length)
         if length:
-            segments.append(decay_segment(end - length, end, min_ratio, shape, parameter, inclusive))
+            segments.append(decay.segment(end - length, end, inclusive))
         made.append(Budget(total, end - length, end))
         spent += length
     return Schedule(tuple(segments), tuple(made), after_end)
@@ -195,31 +180,23 @@ def wsds(
 def wsm(
     budgets: list[int],
     warmup: int = 0,
-    window: float | list[float] = 0.1,
-    window_of: DecayOf = "budget",
+    decay: Decay | float | list[float] = 0.1,
     snapshots: int = 10,
-    shape: Shape = "linear",
-    min_ratio: float = 0.0,
-    parameter: float | None = None,
     inclusive: Inclusive = "end",
     warmup_start: float = 0.0,
 ) -> Schedule:
     """Warmup-stable-merge (arXiv 2507.17634): no decay at all; a weighted mean of snapshots stands in for it.
 
-    ``linear`` with ``min_ratio`` 0 weighs all snapshots alike, which is LAWA and SWA.
+    A linear decay to 0, the default, weighs all snapshots alike, which is LAWA and SWA.
 
     Args:
         budgets: Updates, increasing.
         warmup: Updates of linear warm-up.
-        window: Length of the windows that are averaged over, one number for all or one for each budget.
-            In the paper it matters most, before the number of snapshots.
-        window_of: What ``window`` is a share of: the budget, the period since the budget before, or nothing:
-            ``explicit`` updates.
+        decay: The decay that the mean imitates (`Decay`), whose length is the window that is averaged over; a
+            number is a length, of a linear decay to 0. In the paper the length matters most, before the
+            number of snapshots.
         snapshots: How many are merged, the first at the window's start and the last at the budget. The
             window is shortened to a multiple of their distance.
-        shape: The decay that the weights imitate.
-        min_ratio: The level that this decay ends at.
-        parameter: The number that some shapes need.
         inclusive: Which end of the warm-up has an update of its own (`Segment`).
         warmup_start: The factor that the warm-up comes from.
 
@@ -227,7 +204,8 @@ def wsm(
         ValueError: budgets that do not increase, fewer than two snapshots, or windows too short for them.
     """
     budgets, warmup, snapshots = _checked(budgets), whole("warmup", warmup), whole("snapshots", snapshots)
-    lengths = _decays(budgets, window, window_of)
+    decay = replace(_MERGED, length=decay) if not isinstance(decay, Decay) else decay
+    lengths = decay.updates(budgets)
     if snapshots < 2:
         raise ValueError(f"a merge needs at least 2 snapshots, got {snapshots}")
     made = []
@@ -236,11 +214,11 @@ def wsm(
         if every < 1:
             raise ValueError(
                 f"the window of budget {total} has {length} updates, too few for {snapshots} "
-                "snapshots: lengthen window or take fewer snapshots"
+                "snapshots: lengthen the decay or take fewer snapshots"
             )
         first = total - every * (snapshots - 1)
         _check_room(total, total - first, warmup, f"the warm-up of {warmup} updates")
-        merge = Merge(first, total, every, shape, min_ratio, parameter)
+        merge = Merge(first, total, every, decay.shape, decay.min_ratio, decay.parameter)
         made.append(Budget(total, total, total, merge=merge))
     head = warmup_segments(warmup, warmup_start, inclusive, budgets[-1])
     return Schedule((*head, *stable_segments(warmup, budgets[-1])), tuple(made), after_end="peak")
@@ -294,7 +272,8 @@ def from_breakpoints(
         elif shape == "warmup":
             segments += warmup_segments(end - start, 0.0, inclusive, end - start, start)
         elif start < end:
-            segments.append(decay_segment(start, end, min_ratio, shape, parameter, inclusive))
+            fall = Decay(shape=shape, min_ratio=min_ratio, parameter=parameter)
+            segments.append(fall.segment(start, end, inclusive))
             steady = number > 0 and shapes[number - 1] == "constant"
             budgets.append(Budget(end, start if steady else None, end))
     return Schedule(tuple(segments), tuple(budgets), after_end)
@@ -313,42 +292,12 @@ def _checked(budgets: Sequence[int]) -> list[int]:
     return totals
 
 
-def _decays(budgets: list[int], decay: float | Sequence[float], decay_of: DecayOf) -> list[int]:
-    """The length of each budget's decay in updates."""
-    each: list[float] = [*decay] if isinstance(decay, Sequence | np.ndarray) else [decay] * len(budgets)
-    if len(each) != len(budgets):
-        raise ValueError(
-            f"give one decay for all budgets or one for each of the {len(budgets)}, got {len(each)}"
-        )
-    if decay_of == "explicit":
-        lengths = [whole("decay (decay_of: explicit)", value) for value in each]
-        if any(length < 0 for length in lengths):
-            raise ValueError(f"decays with decay_of 'explicit' are numbers of updates from 0, got {each}")
-        return lengths
-    if decay_of not in ("budget", "period"):
-        raise ValueError(f"decay_of must be 'budget', 'period' or 'explicit', got {decay_of!r}")
-    if any(not 0 <= value <= 1 for value in each):
-        raise ValueError(
-            f"decays are shares of the {decay_of} between 0 and 1, got {each}: for numbers of updates "
-            "say decay_of: explicit"
-        )
-    lengths = []
-    for before, total, share in zip([0, *budgets], budgets, each, strict=False):
-        length = total if decay_of == "budget" else total - before
-        lengths.append(int(share * length + 0.5))
-        if share > 0 and lengths[-1] == 0:
-            raise ValueError(
-                f"a decay of {share:g} of {length} updates rounds to none: lengthen it, or say decay: 0"
-            )
-    return lengths
-
-
 def _check_room(total: int, length: int, busy: int, before: str, end: int | None = None) -> None:
     """Refuses a decay that would begin before ``busy``."""
     start = (total if end is None else end) - length
     if start < busy:
         raise ValueError(
             f"budget {total}: its decay of {length} updates would begin after update {start}, but "
-            f"{before} lasts until {busy}. Shorten decay (decay_of: period takes a share of what lies "
+            f"{before} lasts until {busy}. Shorten the decay (of: period takes a share of what lies "
             "between two budgets), or move the budget"
         )

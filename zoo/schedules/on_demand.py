@@ -9,9 +9,9 @@ where it has settled, waiting adds river only (Marin 8B, report of 2025).
 import math
 from typing import Literal
 
+from zoo.schedules.decay import Decay
 from zoo.schedules.schedule import Schedule
-from zoo.schedules.segments import Inclusive, check_ratio, whole
-from zoo.schedules.shapes import Shape, check_shape
+from zoo.schedules.segments import Inclusive, whole
 
 
 class DecayOnDemand:
@@ -25,11 +25,8 @@ class DecayOnDemand:
         patience: Looks without a new extreme until the decay begins.
         min_delta: By what share of the extreme a value must lie beyond it to be a new one.
         every: Updates between two looks: the period at which ``monitor`` is logged.
-        decay: The length of the decay as a share of the updates that will have been made at its end, as
-            ``decay_of: budget`` has it.
-        shape: How it falls.
-        min_ratio: The level that it ends at.
-        parameter: The number that some shapes need.
+        decay: The decay (`Decay`): its length is a share of the updates that will have been made at its end;
+            a number is a length.
         inclusive: Which end of the decay has an update of its own (`zoo.schedules.Segment`).
         then: ``stop`` the run after it, or ``continue`` with the plan.
 
@@ -45,10 +42,7 @@ class DecayOnDemand:
         patience: int = 5,
         min_delta: float = 0.01,
         every: int = 10,
-        decay: float = 0.1,
-        shape: Shape = "linear",
-        min_ratio: float = 0.1,
-        parameter: float | None = None,
+        decay: Decay | float = 0.1,
         inclusive: Inclusive = "end",
         then: Literal["stop", "continue"] = "stop",
     ) -> None:
@@ -62,14 +56,12 @@ class DecayOnDemand:
             )
         if mode not in ("max", "min"):
             raise ValueError(f"mode must be 'max' or 'min', got {mode!r}")
-        if not 0 < decay < 1:
-            raise ValueError(f"decay must be a share between 0 and 1, got {decay}")
-        check_ratio("min_ratio", min_ratio)
-        check_shape(shape, 1.0, min_ratio, parameter)
+        decay = Decay.given(decay)
+        if decay.of != "budget" or not isinstance(decay.length, float) or not 0 < decay.length < 1:
+            raise ValueError(f"decay must be a share between 0 and 1, got {decay.length} of {decay.of}")
         self.file, self.monitor, self.every = file, monitor, every
         self.mode, self.patience, self.min_delta = mode, patience, min_delta
-        self.decay, self.shape, self.min_ratio = decay, shape, min_ratio
-        self.parameter, self.inclusive, self.then = parameter, inclusive, then
+        self.decay, self.inclusive, self.then = decay, inclusive, then
         self.best, self.waited = -math.inf, 0
 
     def stalled(self, value: float) -> bool:
@@ -87,8 +79,8 @@ class DecayOnDemand:
         Raises:
             ValueError: the plan has no room for it.
         """
-        updates = max(int(step * self.decay / (1 - self.decay) + 0.5), 1)
-        aimed: Inclusive = "neither" if self.inclusive == "end" and self.min_ratio == 0 else self.inclusive
-        made = trunk.with_decay(step, updates, self.min_ratio, self.shape, self.parameter, aimed, self.then)
+        share = float(self.decay.length)  # type: ignore[arg-type]
+        updates = max(int(step * share / (1 - share) + 0.5), 1)
+        made = trunk.with_decay(step, updates, self.decay, self.inclusive, self.then)
         self.best, self.waited = -math.inf, 0
         return made

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from zoo.schedules.bounds import convex_bound
 from zoo.schedules.builders import cyclic_cosine, wsd, wsds
 from zoo.schedules.curves import cosine
+from zoo.schedules.decay import Decay
 from zoo.schedules.power_law import PowerLaw
 from zoo.schedules.schedule import Schedule
 from zoo.schedules.segments import Budget
@@ -58,13 +59,13 @@ def alternatives(plan: Schedule) -> dict[str, list[Schedule]]:
     steady = [segment for segment in falling if segment.shape != "cosine"]
     shape, parameter = (steady[-1].shape, steady[-1].parameter) if steady else ("linear", None)
 
-    def one_road(compute_matched: bool) -> list[Schedule]:
-        return [wsds(budgets, warmup, lengths, "explicit", shape, low, parameter, compute_matched)]
+    def decay() -> Decay:
+        return Decay(lengths, "explicit", shape, low, parameter)
 
     builders: dict[str, Callable[[], list[Schedule]]] = {
-        "WSD": lambda: [wsd(budgets, warmup, lengths, "explicit", shape, low, parameter)],
-        "WSD-S": lambda: one_road(compute_matched=False),
-        "WSD-S, WSD's compute": lambda: one_road(compute_matched=True),
+        "WSD": lambda: [wsd(budgets, warmup, decay())],
+        "WSD-S": lambda: [wsds(budgets, warmup, decay())],
+        "WSD-S, WSD's compute": lambda: [wsds(budgets, warmup, decay(), compute_matched=True)],
         "cyclic cosine": lambda: [cyclic_cosine(budgets, warmup, low)],
         "cosine, a run each": lambda: [cosine(total, warmup, low) for total in budgets],
     }

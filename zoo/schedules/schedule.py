@@ -23,8 +23,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.schedules.decay import Decay
 from zoo.schedules.segments import Budget, Inclusive, Merge, Phase, Segment, whole
-from zoo.schedules.shapes import Shape
 
 AfterEnd = Literal["hold", "peak"]
 _FORMAT = 2  # of the JSON
@@ -271,9 +271,7 @@ class Schedule(RunSchedule):
         self,
         step: int,
         updates: int,
-        min_ratio: float = 0.1,
-        shape: Shape = "linear",
-        parameter: float | None = None,
+        decay: Decay | None = None,
         inclusive: Inclusive = "end",
         then: Literal["stop", "continue"] = "stop",
     ) -> "Schedule":
@@ -282,9 +280,7 @@ class Schedule(RunSchedule):
         Args:
             step: The update at which it begins, in a stable phase.
             updates: Its length.
-            min_ratio: The level that it ends at.
-            shape: How it goes there.
-            parameter: The number that some shapes need.
+            decay: How it falls, by default linearly to a tenth; the length that it names is not used.
             inclusive: See `Segment`.
             then: ``stop`` ends the schedule after the decay; ``continue`` goes back to the plan, as
                 WSD-S does.
@@ -295,22 +291,24 @@ class Schedule(RunSchedule):
         """
         before = self.cut(step) if step <= self.end else self._held(step)
         top = before.segments[-1].end_factor
-        decay = Segment("decay", step, step + updates, top, min_ratio, shape, parameter, inclusive)
+        ramp_down = (decay or Decay()).segment(step, step + updates, inclusive, top)
         made = Budget(step + updates, step, step + updates)
         if then == "stop":
-            return Schedule((*before.segments, decay), _by_updates([*before.budgets, made]))
+            return Schedule((*before.segments, ramp_down), _by_updates([*before.budgets, made]))
         for ramp in self.segments:
-            if ramp.start_factor != ramp.end_factor and step < ramp.end and ramp.start < decay.end:
+            if ramp.start_factor != ramp.end_factor and step < ramp.end and ramp.start < ramp_down.end:
                 raise ValueError(
                     f"a decay of {updates} updates from update {step} runs into the {ramp.phase} that "
                     f"begins at update {ramp.start}: give it at most {ramp.start - step} updates, or "
                     "let the run stop after it"
                 )
-        rest = [segment for segment in self.segments if segment.end > decay.end]
-        after = [replace(segment, start=max(segment.start, decay.end)) for segment in rest]
-        later = [budget for budget in self.budgets if budget.branch is not None or budget.post > decay.end]
+        rest = [segment for segment in self.segments if segment.end > ramp_down.end]
+        after = [replace(segment, start=max(segment.start, ramp_down.end)) for segment in rest]
+        later = [
+            budget for budget in self.budgets if budget.branch is not None or budget.post > ramp_down.end
+        ]
         kept = _by_updates([*before.budgets, made, *later])
-        return Schedule((*before.segments, decay, *after), kept, self.after_end)
+        return Schedule((*before.segments, ramp_down, *after), kept, self.after_end)
 
     def _held(self, step: int) -> "Schedule":
         """The trunk drawn out to ``step`` updates, beyond its end."""

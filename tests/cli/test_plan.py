@@ -166,7 +166,7 @@ def test_the_tree_by_one_command_and_a_merge(zoo, config):
     assert [entry.step for entry in read_ledger(folder)] == [2, 4, 4, 8]
     assert "  ledger     runs/tree/version_0/checkpoints/ledger.json" in run.out.splitlines()
     Path(config).write_text(
-        small.replace("schedules.wsd", "schedules.wsm").replace("decay", "snapshots: 2, window")
+        small.replace("schedules.wsd", "schedules.wsm").replace("decay", "snapshots: 2, decay")
     )
     assert zoo("fit", "--config", config).code == 0
     merged = "runs/tree/version_1/checkpoints/wsds-budget8-merged-step8.ckpt"

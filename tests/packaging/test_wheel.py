@@ -40,7 +40,7 @@ def tracked(root: Path) -> set[str]:
     found = set()
     for name in git_files(root, "-co", "--exclude-standard"):
         folder, _, rest = name.partition("/")
-        if folder in {*FOLDERS, "configs"}:
+        if folder in {*FOLDERS, "configs"} and not name.endswith("README.md"):  # pages are for readers here
             found.add(f"zoo/{rest}" if folder == "zoo" else f"zoo/{folder}/{rest}")
     return found
 

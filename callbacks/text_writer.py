@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 from zoo import events
 from zoo.callbacks._only_one import only_one
@@ -29,13 +30,13 @@ class TextWriter(Callback):
         self._writing = False
         self._folder = Path()
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a second writer where both would write."""
         if stage == "predict":
             only_one(self, trainer, "they would write the same file")
 
+    @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes a folder for the shares of all processes."""
         self._writing = True
         # Only rank zero's answer counts: elsewhere a logger may not know its version.
         self._folder = Path(trainer.strategy.broadcast(str(events.run_folder(trainer) / ".texts")))
@@ -44,6 +45,7 @@ class TextWriter(Callback):
             self._folder.mkdir(parents=True)
         trainer.strategy.barrier("texts")
 
+    @override
     def on_predict_batch_end(
         self,
         trainer: Trainer,
@@ -65,8 +67,8 @@ class TextWriter(Callback):
         for index, row in zip(outputs["index"].tolist(), rows, strict=True):
             append_json(share, {"index": index, kept: row})
 
+    @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Joins the shares, in order."""
         trainer.strategy.barrier("texts")
         self._writing = False
         if trainer.is_global_zero:
@@ -76,8 +78,8 @@ class TextWriter(Callback):
             if lines:
                 self._join(trainer, lines)
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Removes what was written so far."""
         if self._writing:
             self._writing = False
             shutil.rmtree(self._folder, ignore_errors=True)

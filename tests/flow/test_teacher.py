@@ -87,8 +87,8 @@ def test_a_folder_stands_for_its_newest_checkpoint(tmp_path: Path) -> None:
     ("config", "message"),
     [
         (None, "does not say what network it holds .* give network to the teacher"),
-        ({"class_path": "os.system", "init_args": {"command": "touch hacked"}}, "no network of the zoo"),
-        ({"class_path": "zoo.flow.commands.run", "init_args": {}}, "no network of the zoo"),
+        ({"class_path": "os.system", "init_args": {"command": "touch hacked"}}, "not a network of the zoo"),
+        ({"class_path": "zoo.flow.commands.run", "init_args": {}}, "not a network of the zoo"),
         (
             {"class_path": "zoo.flow.MLP", "init_args": ARGUMENTS | {"width": 8}},
             "of another shape|size mismatch",
@@ -201,7 +201,7 @@ def test_autoguidance_and_refusals() -> None:
     with pytest.raises(ValueError, match="the guide's path"):
         Guided(field, 2.0, guide=Labeled(VarianceExplodingPath()))
     field.num_classes = None  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="has unconditionales: leave omega=1"):
+    with pytest.raises(ValueError, match="has no classes: leave omega=1"):
         Guided(field, 2.0)
     with pytest.raises(ValueError, match="0 <= low <= high"):
         Guided(weak, 2.0, low=3.0, high=1.0)

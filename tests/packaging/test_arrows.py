@@ -11,7 +11,10 @@ from layout import sources
 from zoo._lazy import table
 
 ROOMS = {"flow", "schedules", "recovery", "sinks", "instability", "vlm", "memory", "lm", "vision"}
-GROUND = {"_lazy", "base", "io", "rng", "events", "checkpoint_io", "import_policy", "attention", "metrics"}
+GROUND = {
+    "_hyperparameters", "_lazy", "_modes", "_suggest", "attention", "base", "checkpoint_io", "events",
+    "import_policy", "io", "metrics", "rng", "state_dicts",
+}  # fmt: skip
 COMMAND_LINE = {"cli", "_cli", "__main__"}
 
 

@@ -1,9 +1,10 @@
 """Errors of the command line: one line on stderr that says where, what, why and what to do; exit status 2."""
 
-import difflib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+
+from zoo._suggest import suggest as suggest
 
 
 class CommandError(SystemExit):
@@ -78,16 +79,3 @@ def error_text(error: BaseException) -> str:
         return name
     plain = isinstance(error, ValueError | TypeError | ImportError) or "Misconfiguration" in name
     return text if plain else f"{name}: {text}"
-
-
-def suggest(name: str, choices: Iterable[str]) -> str:
-    """A tail for a message: the choices that look like ``name``, best first, or nothing.
-
-    >>> suggest("quickstrat", ["quickstart", "flow/digits"])
-    '; did you mean quickstart?'
-    """
-    by_key: dict[str, str] = {}
-    for choice in choices:
-        by_key.setdefault(choice.lower(), choice)
-    found = difflib.get_close_matches(name.lower(), by_key, n=3, cutoff=0.7)
-    return f"; did you mean {' or '.join(by_key[key] for key in found)}?" if found else ""

@@ -1,0 +1,17 @@
+"""Did you mean: the names that a misspelled one may have meant, for the tail of a message."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def suggest(name: str, choices: Iterable[str]) -> str:
+    """A tail for a message: the choices that look like ``name``, best first, or nothing.
+
+    >>> suggest("quickstrat", ["quickstart", "flow/digits"])
+    '; did you mean quickstart?'
+    """
+    by_key: dict[str, str] = {}
+    for choice in choices:
+        by_key.setdefault(choice.lower(), choice)
+    found = difflib.get_close_matches(name.lower(), by_key, n=3, cutoff=0.7)
+    return f"; did you mean {' or '.join(by_key[key] for key in found)}?" if found else ""

@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from typing_extensions import override
 
 from zoo._hyperparameters import PlainHyperparameters
+from zoo._hyperparameters import as_dataclass as as_dataclass
 from zoo.events import display_path, record
 from zoo.io import find_checkpoint
 from zoo.state_dicts import WeightReport as WeightReport
@@ -29,6 +30,7 @@ class ZooModule(PlainHyperparameters, LightningModule):  # type: ignore[misc]
     """A LightningModule with plain hyperparameters, an injected optimizer and a start from other weights.
 
     A subclass calls ``super().__init__(...)`` with these arguments and then ``self.save_hyperparameters()``.
+    An argument that is a dataclass comes back from a checkpoint as a dict: `as_dataclass` takes both.
 
     Args:
         optimizer: Builds the optimizer from the trainable parameters.

@@ -15,8 +15,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
-from zoo._hyperparameters import as_dataclass
-from zoo.base import ZooDataModule, ZooModule, load_weights, run_seed
+from zoo.base import ZooDataModule, ZooModule, as_dataclass, load_weights, run_seed
 from zoo.datamodules import Digits
 from zoo.io import read_json_lines
 

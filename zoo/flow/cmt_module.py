@@ -7,21 +7,16 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from typing_extensions import override
 
-from zoo._hyperparameters import as_dataclass
-from zoo.flow.cmt import (
-    Counts,
-    TrajectoryDraws,
-    check_student_arguments,
-    draw_pairs,
-    mid_training_error,
-)
+from zoo.base import as_dataclass
+from zoo.flow.cmt import TrajectoryDraws, draw_pairs, mid_training_error
+from zoo.flow.cmt_checks import check_student_arguments
 from zoo.flow.distances import SquaredDistance
 from zoo.flow.frozen_module import frozen
 from zoo.flow.paths import LinearPath
 from zoo.flow.preconditioning import EDMPreconditioning, Preconditioning, VelocityPrediction
 from zoo.flow.samplers import ConsistencySampler, MeanFlowSampler
 from zoo.flow.teacher import Teacher
-from zoo.flow.trajectory_module import TrajectoryModule
+from zoo.flow.trajectory_module import Counts, TrajectoryModule
 
 
 class CMT(TrajectoryModule):
@@ -32,7 +27,7 @@ class CMT(TrajectoryModule):
     second time input is then zero-initialized, so the student is the teacher.
 
     Every item of a batch starts one trajectory from the prior, which needs no data: of a batch only ``label``
-    (where the network has classes) and ``index`` are used, unless ``start`` is "data".
+    (where the network has classes) and ``index`` are used, unless ``trajectories.start`` is "data".
 
     Trajectories may also be solved once and learned from many times: `zoo predict` with
     ``predict="trajectories"`` and the callback `TrajectoryWriter` stores what the teacher makes, and the

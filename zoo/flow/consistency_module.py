@@ -8,7 +8,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from typing_extensions import override
 
-from zoo._hyperparameters import as_dataclass
+from zoo.base import as_dataclass
 from zoo.flow.consistency_losses import continuous_loss, discrete_loss
 from zoo.flow.consistency_objectives import ContinuousConsistency, DiscreteConsistency, objective_path
 from zoo.flow.flow_module import FlowModule

@@ -7,7 +7,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from typing_extensions import override
 
-from zoo._hyperparameters import as_dataclass
+from zoo.base import as_dataclass
 from zoo.flow.diffusion import diffusion_error
 from zoo.flow.flow_module import FlowModule
 from zoo.flow.noise_levels import LogNormalLevels, UniformLevels

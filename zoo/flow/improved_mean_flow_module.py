@@ -7,7 +7,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from typing_extensions import override
 
-from zoo._hyperparameters import as_dataclass
+from zoo.base import as_dataclass
 from zoo.flow.flow_module import FlowModule
 from zoo.flow.improved_mean_flow import (
     GuidanceDraws,

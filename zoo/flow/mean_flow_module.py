@@ -8,7 +8,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from typing_extensions import override
 
-from zoo._hyperparameters import as_dataclass
+from zoo.base import as_dataclass
 from zoo.flow.flow_module import FlowModule
 from zoo.flow.mean_flow import Guidance, MeanFlowTarget, mean_flow_error
 from zoo.flow.mean_flow_times import MeanFlowTimes

@@ -1,15 +1,32 @@
 """Where a LightningModule has trajectories from: a teacher that solves them, or batches of stored ones."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 from typing_extensions import override
 
 from zoo.events import record
-from zoo.flow.cmt import TrajectoryDraws, check_datamodule
+from zoo.flow.cmt import TrajectoryDraws
+from zoo.flow.cmt_checks import check_datamodule
 from zoo.flow.flow_module import FlowModule
 from zoo.flow.solvers import Trajectory
 from zoo.flow.trajectories import StoredTrajectories, batch_trajectory, origin
+
+
+@dataclass
+class Counts:
+    """What a training has used so far, over all processes."""
+
+    pairs: int = 0
+    trajectories: int = 0
+    teacher_calls: int = 0
+
+    def add(self, trajectories: int, pairs: int, calls: int) -> None:
+        """Counts trajectories with ``pairs`` pairs and ``calls`` network evaluations each."""
+        self.pairs += trajectories * pairs
+        self.trajectories += trajectories
+        self.teacher_calls += trajectories * calls
 
 
 class TrajectoryModule(FlowModule):

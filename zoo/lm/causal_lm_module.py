@@ -7,9 +7,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from typing_extensions import override
 
-from zoo._hyperparameters import as_dataclass
 from zoo._modes import evaluating
-from zoo.base import refuse_sharding
+from zoo.base import as_dataclass, refuse_sharding
 from zoo.lm.checks import check_context, check_data, check_prompts, check_source, check_z_loss
 from zoo.lm.forward import Prediction, forward_with_hooks, generation_hooks, losses_with_hooks
 from zoo.lm.generation import Generation, generate

@@ -130,8 +130,7 @@ class ImprovedMeanFlow(FlowModule):
         if velocity_error is not None:
             mse = scale * velocity_error.detach().mean()
             self.log(f"{stage}/velocity_mse", mse, batch_size=size, sync_dist=sync)
-        elif (
-            count < size or sync
-        ):  # all processes must take part in an epoch's mean, with weight 0 if need be
+        elif count < size or sync:
+            # All processes must take part in an epoch's mean, with weight 0 if need be.
             still = scale * error[count:].sum() / max(size - count, 1)
             self.log(f"{stage}/velocity_mse", still, batch_size=size - count, sync_dist=sync)

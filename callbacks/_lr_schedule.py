@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from typing_extensions import override
 
 from zoo.callbacks._lr_setter import LRSetter, changed_arguments, shown_rates
 from zoo.callbacks._only_one import only_one
@@ -109,6 +110,7 @@ class LRSchedule(Callback):
         """
         return self.given if isinstance(self.given, Schedule) else self.given.for_run(run_length(trainer))
 
+    @override
     def state_dict(self) -> State:
         """What was done; nothing of it is needed to know a learning rate."""
         rates = self._rates
@@ -121,10 +123,12 @@ class LRSchedule(Callback):
             "arguments": [] if rates is None else rates.arguments,
         }
 
+    @override
     def load_state_dict(self, state_dict: State) -> None:
         """Kept until everything is known that it is compared with."""
         self._saved = state_dict
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Takes its place: behind whatever changes after an update, before the checkpoint callbacks."""
         if stage != "fit":
@@ -137,6 +141,7 @@ class LRSchedule(Callback):
         trainer.callbacks = [*others[:place], self, *others[place:]]  # type: ignore[attr-defined]
         self._give_length(trainer, pl_module)
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Builds a schedule that is as long as the run, and notes the optimizer's arguments, before a
         checkpoint brings its own.
@@ -156,6 +161,7 @@ class LRSchedule(Callback):
             self._adopt(self.schedule_for(trainer))
         self._rates = self._own(trainer)
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares the schedule with the past, and sets the first learning rate."""
         saved, self._saved = self._saved, None
@@ -169,12 +175,14 @@ class LRSchedule(Callback):
         self._set(trainer)
         self._stop_if_done(trainer)
 
+    @override
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Counts, where ``global_step`` is the sum over several optimizers."""
         self._counted += optimizer is trainer.optimizers[0]
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -186,6 +194,7 @@ class LRSchedule(Callback):
         self._set(trainer)
         self._stop_if_done(trainer)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tells of budgets that the run has not reached and that nobody could foresee."""
         self._tell_missed(trainer, self._step, f"the run ended at update {self._step},")

@@ -1,12 +1,7 @@
 """What several callbacks need of the module they work on."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from torch.nn import Module
 
 
 def averaged(trainer: Trainer, pl_module: LightningModule) -> LightningModule:
@@ -17,16 +12,3 @@ def averaged(trainer: Trainer, pl_module: LightningModule) -> LightningModule:
             assert isinstance(module, LightningModule)
             return module
     return pl_module
-
-
-@contextmanager
-def evaluating(module: Module) -> Iterator[None]:
-    """Evaluation mode and no gradients within the block; each submodule gets back the mode it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training

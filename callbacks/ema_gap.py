@@ -10,8 +10,10 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.utilities import move_data_to_device
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from typing_extensions import override
 
-from zoo.callbacks._modules import averaged, evaluating
+from zoo._modes import evaluating
+from zoo.callbacks._modules import averaged
 
 
 class EMAGap(Callback):
@@ -51,6 +53,7 @@ class EMAGap(Callback):
         self._kept: list[Any] = []
         self._before = 0
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses a run without an average or a module without the method.
 
@@ -73,6 +76,7 @@ class EMAGap(Callback):
                 "a batch to a scalar loss; it has none: name the one that it has, or write it"
             )
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the batches.
 
@@ -94,12 +98,14 @@ class EMAGap(Callback):
         if not self._kept:
             raise ValueError("EMAGap needs validation data, and this run's val_dataloader gives no batch")
 
+    @override
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Notes the updates done: under accumulation a batch makes none, with two optimizers two."""
         self._before = trainer.global_step
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -107,8 +113,8 @@ class EMAGap(Callback):
         if trainer.global_step // self.every_n_steps > self._before // self.every_n_steps:
             self._look(trainer, pl_module)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lets the batches go."""
         self._kept = []
 
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -138,7 +144,7 @@ class EMAGap(Callback):
         """The mean over the kept batches (), in float32, on the module's device."""
         device = next(module.parameters()).device  # an average may be kept on the CPU
         losses = []
-        with evaluating(module), trainer.precision_plugin.val_step_context():
+        with torch.no_grad(), evaluating(module), trainer.precision_plugin.val_step_context():
             for batch in self._kept:
                 moved = move_data_to_device(trainer.precision_plugin.convert_input(batch), device)
                 losses.append(getattr(module, self.loss)(moved).detach().float())

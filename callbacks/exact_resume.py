@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
 
 from zoo.callbacks._resume_point import ResumePoint, epoch_metrics
 
@@ -94,10 +95,12 @@ class ExactResume(Callback):
         self._before_validation: State | None = None
 
     @property
+    @override
     def state_key(self) -> str:
         """One key for all instances: the random state is the process's, not the callback's."""
         return "ExactResume"
 
+    @override
     def state_dict(self) -> State:
         """Every rank's random state; a collective call, as checkpointing itself is."""
         mine = self._before_validation or get_random_state()
@@ -107,11 +110,13 @@ class ExactResume(Callback):
         torch.distributed.all_gather_object(ranks, mine)
         return {"ranks": ranks}
 
+    @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         """Notes the averages over the current epoch, which a resumed run lacks."""
         if self.state_key in checkpoint.get("callbacks", {}):
             checkpoint["callbacks"][self.state_key]["epoch_metrics"] = epoch_metrics(trainer)
 
+    @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         """Reads where the run goes on, before Lightning restores its loops.
 
@@ -159,6 +164,7 @@ class ExactResume(Callback):
         monitored = {getattr(callback, "monitor", None) for callback in callbacks}
         return ", ".join(name for name in state.get("epoch_metrics", []) if name in monitored)
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sets loops, loaders and random state to what the uninterrupted run had here."""
         if self._point is None:
@@ -170,13 +176,13 @@ class ExactResume(Callback):
             set_random_state(self._to_restore[trainer.global_rank])
         self._to_restore = []
 
+    @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the training stream aside."""
         if trainer.state.fn == "fit":
             self._before_validation = get_random_state()
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the training stream up again."""
         if self._before_validation is not None:
             set_random_state(self._before_validation)
             self._before_validation = None

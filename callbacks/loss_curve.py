@@ -7,6 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
 
 from zoo import events
 from zoo.io import atomic_path
@@ -29,8 +30,8 @@ class LossCurve(Callback):
         self.keys = list(keys)
         self.log_scale = log_scale
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reads ``metrics.csv`` and draws."""
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         logger = next((logger for logger in trainer.loggers if isinstance(logger, CSVLogger)), None)

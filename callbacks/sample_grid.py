@@ -5,9 +5,11 @@ import time
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import override
 
 from zoo import events
-from zoo.callbacks._modules import averaged, evaluating
+from zoo._modes import evaluating
+from zoo.callbacks._modules import averaged
 from zoo.callbacks._png import image_grid, point_cloud, save_blocks
 
 
@@ -57,14 +59,15 @@ class SampleGrid(Callback):
         self.scale = scale
         self._last_step = -1
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a module that cannot sample."""
         if stage == "fit" and not callable(getattr(pl_module, "sample", None)):
             raise TypeError(
                 f"SampleGrid needs a module with sample(labels, steps=..., seed=...); "
                 f"{type(pl_module).__name__} has none"
             )
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
@@ -74,8 +77,8 @@ class SampleGrid(Callback):
             self._last_step = step  # under accumulation several batches end at one step
             self._save(trainer, pl_module, f"samples/step={step:06d}.png")
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the last picture."""
         self._save(trainer, pl_module, "samples.png")
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
@@ -86,7 +89,7 @@ class SampleGrid(Callback):
         labels = torch.tensor(self.labels, device=pl_module.device).repeat_interleave(self.per_label)
         path = events.run_folder(trainer) / name
         blocks = []
-        with evaluating(module):
+        with torch.no_grad(), evaluating(module):
             for steps in self.steps:
                 samples = module.sample(labels, steps=steps, seed=self.seed)  # type: ignore[operator]
                 blocks.append((f"{steps} step{'s' * (steps > 1)}", self._picture(samples)))

@@ -4,11 +4,13 @@ import json
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
 
 from zoo import events
-from zoo.callbacks._modules import evaluating
+from zoo._modes import evaluating
 from zoo.io import atomic_write
 from zoo.metrics import Interval, SampleQuality
 
@@ -43,8 +45,8 @@ class SampleReport(Callback):
         self._seconds = 0.0  # spent in sampling and scoring
         self._table, self._shows = "", True
 
+    @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reads the training split."""
         # Its table would have each number of `test_step` and of this report alone, with all digits.
         self._shows, trainer.test_loop.verbose = trainer.test_loop.verbose, False
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
@@ -59,6 +61,7 @@ class SampleReport(Callback):
             for quality in self._quality.values():
                 quality.update(batch["x"], batch["label"], "train")
 
+    @override
     def on_test_batch_end(
         self,
         trainer: Trainer,
@@ -71,7 +74,7 @@ class SampleReport(Callback):
         """Draws samples for the batch's labels."""
         started = time.perf_counter()
         label = batch["label"]
-        with evaluating(pl_module):
+        with torch.no_grad(), evaluating(pl_module):
             for steps, quality in self._quality.items():
                 quality.update(batch["x"], label, "held_out")
                 for replicate in range(self.replicates):
@@ -81,8 +84,8 @@ class SampleReport(Callback):
                     quality.update(samples, label, "samples", replicate)
         self._seconds += time.perf_counter() - started
 
+    @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Computes, logs and writes the report."""
         started = time.perf_counter()
         report = {f"{steps}-step": quality.compute() for steps, quality in self._quality.items()}
         for name, scores in report.items():
@@ -107,8 +110,8 @@ class SampleReport(Callback):
                 seconds=seconds,
             )
 
+    @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows the scores, and what else was logged."""
         others = {
             name: value
             for name, value in trainer.callback_metrics.items()

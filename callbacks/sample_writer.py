@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import override
 
 from zoo import events
 from zoo.callbacks._only_one import only_one
@@ -51,13 +52,13 @@ class SampleWriter(Callback):
         self._writing = False
         self._started = 0.0
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a second writer where both would write."""
         if stage == "predict":
             only_one(self, trainer, "they would write the same file")
 
+    @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes a folder for the shares of all processes."""
         self._writing = not trainer.fast_dev_run  # type: ignore[attr-defined]
         if not self._writing:
             return
@@ -68,6 +69,7 @@ class SampleWriter(Callback):
             folder.mkdir(parents=True)
         trainer.strategy.barrier("samples")
 
+    @override
     def on_predict_batch_end(
         self,
         trainer: Trainer,
@@ -94,8 +96,8 @@ class SampleWriter(Callback):
             self._label.append(outputs["label"].detach().cpu())
         self._form = (values.dtype, values.shape[1:])
 
+    @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Joins the shares, in order."""
         if not self._writing:
             return
         folder = self._folder(trainer)
@@ -117,8 +119,8 @@ class SampleWriter(Callback):
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Removes what was written so far."""
         if self._writing:
             if self._file is not None:
                 self._file.close()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 from zoo import events
 from zoo.callbacks._only_one import only_one
@@ -30,13 +31,13 @@ class TextWriter(Callback):
         self._writing = False
         self._folder = Path()
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a second writer where both would write."""
         if stage == "predict":
             only_one(self, trainer, "they would write the same file")
 
+    @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes a folder for the shares of all processes."""
         self._writing = not trainer.fast_dev_run  # type: ignore[attr-defined]
         if not self._writing:
             return
@@ -47,6 +48,7 @@ class TextWriter(Callback):
             self._folder.mkdir(parents=True)
         trainer.strategy.barrier("texts")
 
+    @override
     def on_predict_batch_end(
         self,
         trainer: Trainer,
@@ -70,8 +72,8 @@ class TextWriter(Callback):
         for index, row in zip(outputs["index"].tolist(), rows, strict=True):
             append_json(share, {"index": index, kept: row})
 
+    @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Joins the shares, in order."""
         if not self._writing:
             return
         trainer.strategy.barrier("texts")
@@ -83,8 +85,8 @@ class TextWriter(Callback):
             if lines:
                 self._join(trainer, lines)
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Removes what was written so far."""
         if self._writing:
             self._writing = False
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import override
 
 from zoo import events
 from zoo.callbacks._only_one import only_one
@@ -54,6 +55,7 @@ class TrajectoryWriter(Callback):
         self._written = 0
         self._started = 0.0
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds the folder.
 
@@ -78,11 +80,12 @@ class TrajectoryWriter(Callback):
                 "delete them"
             )
 
+    @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins with nothing in hand."""
         self._parts, self._written, self._started = [], 0, time.perf_counter()
         trainer.strategy.barrier("trajectories")  # nobody writes before all have looked at the folder
 
+    @override
     def on_predict_batch_end(
         self,
         trainer: Trainer,
@@ -118,8 +121,8 @@ class TrajectoryWriter(Callback):
         if sum(len(part["index"]) for part in self._parts) >= self.shard_size:
             self._write(trainer)
 
+    @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the rest, and says what there is."""
         if self._parts:
             self._write(trainer)
         self._common = {}
@@ -139,8 +142,8 @@ class TrajectoryWriter(Callback):
                 seconds=round(time.perf_counter() - self._started, 3),
             )
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Lets go of a shard that is not full."""
         self._parts, self._common = [], {}
 
     def _write(self, trainer: Trainer) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,8 +52,8 @@ class UpdateBar(ProgressBar):
         """Draws nothing, as on every rank but the first."""
         self._enabled = False
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the bar where the run stands."""
         if not self._enabled:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -79,6 +80,7 @@ class UpdateBar(ProgressBar):
             values="",
         )
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
@@ -88,23 +90,23 @@ class UpdateBar(ProgressBar):
         elif time.monotonic() - self._drawn >= self.refresh_seconds:
             self._draw(trainer, "updates")
 
+    @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says what keeps the updates waiting."""
         self._draw(trainer, "validating")
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the last state and leaves it on the screen."""
         if self._lines is not None:
             self._lines.tell(trainer)
         self._draw(trainer, "updates")
         self._stop()
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Gives the terminal back."""
         self._stop()
 
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the terminal back."""
         self._stop()
 
     def _draw(self, trainer: Trainer, description: str) -> None:

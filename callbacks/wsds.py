@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from typing_extensions import override
 
 from zoo.callbacks._budget_files import BudgetFiles
 from zoo.callbacks._lr_schedule import LRSchedule, State
@@ -87,6 +88,7 @@ class WSDS(LRSchedule):
         super().__init__(schedule, stop_at_end, allow_new_peak, allow_new_past, allow_new_optimizer_arguments)
 
     @property
+    @override
     def state_key(self) -> str:
         """One for each ``name``."""
         return self._generate_state_key(name=self.name)
@@ -140,6 +142,7 @@ class WSDS(LRSchedule):
         """The ledger (`zoo.runs.NamesFiles`)."""
         return {"ledger": self._files.folder / LEDGER_FILE}
 
+    @override
     def state_dict(self) -> State:
         """What was done; nothing of it is needed to know a learning rate."""
         demand = self.decay_on_demand
@@ -150,6 +153,7 @@ class WSDS(LRSchedule):
             "watch": [demand.best, demand.waited] if demand is not None else None,
         }
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds the folder, and makes up for what a kill has left undone in it."""
         super().on_fit_start(trainer, pl_module)
@@ -166,6 +170,7 @@ class WSDS(LRSchedule):
         if not self._going_on and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._files.complete(trainer, budgets)
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares the schedule with the past, and sets the first learning rate."""
         super().on_train_start(trainer, pl_module)
@@ -176,6 +181,7 @@ class WSDS(LRSchedule):
             text = f"sub-run {number + 1} of {len(self.sub_runs)}, updates {self._step} to {end}"
             record(trainer, "sub_run_started", f"{self.name}: {text}", sub_run=number, end=end)
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -13,5 +13,5 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     by_key: dict[str, str] = {}
     for choice in choices:
         by_key.setdefault(choice.lower(), choice)
-    found = difflib.get_close_matches(name.lower(), by_key, n=3, cutoff=0.7)
+    found = difflib.get_close_matches(name.lower(), by_key, n=3, cutoff=0.75)
     return f"; did you mean {' or '.join(by_key[key] for key in found)}?" if found else ""

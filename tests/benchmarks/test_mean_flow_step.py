@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zoo.flow import DiT, LinearPath, adaptive, mean_flow_error
+from zoo.flow import DiT, FlowBatch, Guidance, LinearPath, adaptive, mean_flow_error
 
 BATCH, REPEATS, STEPS = 128, 7, 4
 PATH = LinearPath()
@@ -57,10 +57,10 @@ def flow_matching() -> Callable[[], None]:
 
 def mean_flow(**guidance: float) -> Callable[[], None]:
     network, optimizer, items = setting()
-    guided = torch.arange(BATCH) if guidance else None
+    batch = FlowBatch(**items, count=BATCH // 4)
 
     def loss() -> Tensor:
-        error = mean_flow_error(network, **items, count=BATCH // 4, guided=guided, **guidance)
+        error = mean_flow_error(network, batch, guidance=Guidance(**guidance))
         return adaptive(error, power=1.0, eps=0.01).mean()
 
     return updating(optimizer, loss)

@@ -22,8 +22,10 @@ from zoo.flow import (
     DiT,
     EDMPreconditioning,
     MeanFlow,
+    MeanFlowTarget,
     PreconditionedNetwork,
     Teacher,
+    TrajectoryDraws,
     VelocityPrediction,
 )
 
@@ -110,19 +112,47 @@ def arms() -> dict[str, Callable[[], None]]:
     pairs = BATCH // TRAJECTORIES
     edm = EDMPreconditioning(0.75)
     return {
-        "flow matching": update(Diffusion(network(False), VelocityPrediction(), seed=0)),
-        "diffusion (EDM)": update(Diffusion(network(False), edm, seed=0)),
-        "CMT, mean flow": update(CMT(network(True), teacher(), edm, pairs, seed=0), TRAJECTORIES),
-        "CMT, consistency": update(CMT(network(False), teacher(), edm, pairs, seed=0), TRAJECTORIES),
-        "CMT, mean flow, stored": update(CMT(network(True), None, edm, pairs, seed=0), TRAJECTORIES, True),
-        "CMT, consistency, stored": update(CMT(network(False), None, edm, pairs, seed=0), TRAJECTORIES, True),
+        "flow matching": update(Diffusion(network(False), preconditioning=VelocityPrediction(), seed=0)),
+        "diffusion (EDM)": update(Diffusion(network(False), preconditioning=edm, seed=0)),
+        "CMT, mean flow": update(
+            CMT(
+                network(True),
+                teacher(),
+                preconditioning=edm,
+                trajectories=TrajectoryDraws(pairs=pairs),
+                seed=0,
+            ),
+            TRAJECTORIES,
+        ),
+        "CMT, consistency": update(
+            CMT(
+                network(False),
+                teacher(),
+                preconditioning=edm,
+                trajectories=TrajectoryDraws(pairs=pairs),
+                seed=0,
+            ),
+            TRAJECTORIES,
+        ),
+        "CMT, mean flow, stored": update(
+            CMT(network(True), preconditioning=edm, trajectories=TrajectoryDraws(pairs=pairs), seed=0),
+            TRAJECTORIES,
+            True,
+        ),
+        "CMT, consistency, stored": update(
+            CMT(network(False), preconditioning=edm, trajectories=TrajectoryDraws(pairs=pairs), seed=0),
+            TRAJECTORIES,
+            True,
+        ),
         "mean flow": update(MeanFlow(network(True), seed=0)),
         "mean flow, distilled": update(
-            MeanFlow(network(True), preconditioning=edm, teacher=teacher(), seed=0)
+            MeanFlow(network(True), preconditioning=edm, target=MeanFlowTarget(teacher=teacher()), seed=0)
         ),
-        "ECT": update(ConsistencyModel(network(False), edm, seed=0)),
-        "ECD": update(ConsistencyModel(network(False), edm, teacher=teacher(), seed=0)),
-        "sCT": update(ConsistencyModel(network(False), edm, ContinuousConsistency(), seed=0)),
+        "ECT": update(ConsistencyModel(network(False), preconditioning=edm, seed=0)),
+        "ECD": update(ConsistencyModel(network(False), preconditioning=edm, teacher=teacher(), seed=0)),
+        "sCT": update(
+            ConsistencyModel(network(False), preconditioning=edm, objective=ContinuousConsistency(), seed=0)
+        ),
         "both halves": both_halves(),
         "student's step": student_step(),
     }

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from zoo.callbacks import TextWriter
 from zoo.datamodules import Text
 from zoo.io import read_json_lines
-from zoo.lm import CausalLM
+from zoo.lm import CausalLM, Generation
 
 NETWORK = {
     "model_type": "llama", "vocab_size": 256, "hidden_size": 16, "intermediate_size": 32,
@@ -30,7 +30,7 @@ def trainer(folder: Path, **options: Any) -> Trainer:
 
 
 def test_continuations_of_prompts(tmp_path: Path) -> None:
-    model = CausalLM(NETWORK, max_new_tokens=5, seed=0)
+    model = CausalLM(NETWORK, generation=Generation(max_new_tokens=5), seed=0)
     data = Text(context=32, prompt_tokens=8, batch_size=4)
     made = trainer(tmp_path, limit_predict_batches=3).predict(model, datamodule=data)
     lines = read_json_lines(tmp_path / "texts.jsonl")
@@ -46,7 +46,9 @@ def test_tokens_where_there_is_no_tokenizer(tmp_path: Path) -> None:
     """A file of token ids has none of its own: the tokens are kept."""
     torch.arange(3000).remainder(256).to(torch.uint16).numpy().tofile(tmp_path / "ids.bin")
     data = Text(str(tmp_path / "ids.bin"), vocab_size=256, context=32, prompt_tokens=8, batch_size=4)
-    trainer(tmp_path, limit_predict_batches=1).predict(CausalLM(NETWORK, max_new_tokens=5), datamodule=data)
+    trainer(tmp_path, limit_predict_batches=1).predict(
+        CausalLM(NETWORK, generation=Generation(max_new_tokens=5)), datamodule=data
+    )
     lines = read_json_lines(tmp_path / "texts.jsonl")
     assert [list(line) for line in lines] == [["index", "tokens"]] * 4
     assert all(len(line["tokens"]) == 13 for line in lines)

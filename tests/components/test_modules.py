@@ -51,22 +51,27 @@ CASES = {
         "MeanFlow",
         True,
         times={"class_path": "zoo.flow.MeanFlowTimes", "init_args": {"prob_r_neq_t": 0.5}},
-        omega=1.5,
+        guidance={"omega": 1.5},
     ),
     "MeanFlow, distilled by differences": module(
-        "MeanFlow", True, preconditioning=EDM, teacher=SOLVES, tangent="network",
-        derivative={"class_path": "zoo.flow.FiniteDifference"},
+        "MeanFlow", True, preconditioning=EDM,
+        target={
+            "teacher": SOLVES, "tangent": "network",
+            "derivative": {"class_path": "zoo.flow.FiniteDifference"},
+        },
     ),
     "ImprovedMeanFlow": module(
-        "ImprovedMeanFlow", True, {"guidance": True, "velocity_depth": 1, "depth": 2}, omega=2.0
+        "ImprovedMeanFlow", True, {"guidance": True, "velocity_depth": 1, "depth": 2}, sampler={"omega": 2.0}
     ),
     "Diffusion": module(
         "Diffusion", False, preconditioning=EDM, uncertainty={"class_path": "zoo.flow.LogVariance"}
     ),
-    "CMT of mean flow": module("CMT", True, preconditioning=EDM, teacher=SOLVES, pairs_per_trajectory=2),
-    "CMT of consistency": module("CMT", False, preconditioning=EDM, teacher=SOLVES, start="data"),
+    "CMT of mean flow": module("CMT", True, preconditioning=EDM, teacher=SOLVES, trajectories={"pairs": 2}),
+    "CMT of consistency": module(
+        "CMT", False, preconditioning=EDM, teacher=SOLVES, trajectories={"start": "data"}
+    ),
     "CMT of stored trajectories": replace(
-        module("CMT", True, preconditioning=EDM, teacher=None, pairs_per_trajectory=2), data=TRAJECTORIES
+        module("CMT", True, preconditioning=EDM, teacher=None, trajectories={"pairs": 2}), data=TRAJECTORIES
     ),
     "ConsistencyModel, discrete": module(
         "ConsistencyModel", False, label_dropout=0.1,
@@ -90,7 +95,7 @@ CASES = {
                     "model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 256,
                     "n_positions": 32, "resid_pdrop": 0.1,
                 },
-                "z_loss": 1e-3, "max_new_tokens": 4, "seed": 0,
+                "z_loss": 1e-3, "generation": {"max_new_tokens": 4}, "seed": 0,
             },
         },
         data={

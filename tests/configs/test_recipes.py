@@ -24,7 +24,16 @@ from zoo._cli.check import CheckCLI
 from zoo._cli.noise import MACHINE, quiet
 from zoo._cli.policy import import_policy
 from zoo._cli.trainer_cli import build
-from zoo.flow import CMT, EDM2UNet, EDMPreconditioning, MeanFlow, PreconditionedNetwork, SongUNet, Teacher
+from zoo.flow import (
+    CMT,
+    EDM2UNet,
+    EDMPreconditioning,
+    MeanFlow,
+    PreconditionedNetwork,
+    SongUNet,
+    Teacher,
+    TrajectoryDraws,
+)
 
 RECIPES = [name for name in ALL_RECIPES if name.startswith("flow/")]
 OVERLAYS = [name for name in ALL_OVERLAYS if name.startswith("flow/")]
@@ -79,8 +88,12 @@ PUBLISHED: dict[str, Callable[[], nn.Module]] = {
 }
 # What each overlay changes in the recipes it is made for.
 CHANGES = {
-    "flow/strict_official/cmt": {"start": "data", "label_dropout": 0.0, "sample_boundary": 0.003},
-    "flow/strict_official/ect": {"sample_boundary": 0.003},
+    "flow/strict_official/cmt": {
+        "trajectories.start": "data",
+        "label_dropout": 0.0,
+        "sampler.boundary": 0.003,
+    },
+    "flow/strict_official/ect": {"sampler.boundary": 0.003},
     "flow/strict_official/mean_flow": {"times.init_args.fixed_count": True},
 }
 MERGES = [
@@ -263,7 +276,7 @@ def test_teachers_are_those_of_the_papers() -> None:
         read(module.teacher)
     times = cifar.teacher.times()
     assert len(times) == 17 and times[7].item() == pytest.approx(0.77569, abs=1e-5)  # their mid_t
-    assert cifar.teacher.solver.order == 3 and cifar.sample_levels == [80.0, 0.77569]
+    assert cifar.teacher.solver.order == 3 and cifar.sampler.levels == [80.0, 0.77569]
     assert latents.teacher.times().tolist() == [k / 8 for k in range(8, -1, -1)]
     guided = distilled.teacher.field
     assert guided.omega == 2.05 and guided.guide.network.emb_noise.weight.shape == (4 * 256, 256)
@@ -300,10 +313,10 @@ def test_an_overlay_changes_what_it_says(name: str, overlay: str) -> None:
 def test_overlays_say_all_of_it_over_small_configs() -> None:
     """Over configs with other numbers an overlay brings its own."""
     cmt = recipe("flow/digits_cmt_consistency", "flow/strict_official/cmt").model
-    assert isinstance(cmt, CMT) and cmt.start == "data" and cmt.pairs_per_trajectory is None
+    assert isinstance(cmt, CMT) and cmt.trajectories == TrajectoryDraws("data", None)
     assert cmt.teacher is not None and cmt.teacher.solver.order == 3  # type: ignore[attr-defined]
     ect = recipe("flow/digits_consistency", "flow/strict_official/ect").model
     assert ect.objective.levels.max_ratio == 1.0 and ect.objective.levels.q == 16
-    assert ect._sampling.boundary == 0.003 and ect.preconditioning.boundary == 0.0
+    assert ect.sampler.boundary == 0.003 and ect.preconditioning.boundary == 0.0
     flow = recipe("flow/digits_mean_flow", "flow/strict_official/mean_flow").model
     assert isinstance(flow, MeanFlow) and flow.times.fixed_count and flow.times.prob_r_neq_t == 0.25

@@ -10,7 +10,7 @@ import torch
 from entry import interval, write
 
 from zoo import rng
-from zoo.flow import MLP, MeanFlowTimes, adaptive, mean_flow_error, sample_mean_flow
+from zoo.flow import MLP, FlowBatch, MeanFlowTimes, adaptive, mean_flow_error, sample_mean_flow
 from zoo.flow.analytic import GaussianMixture
 
 SEEDS = (0, 1, 2)
@@ -36,7 +36,7 @@ def train(seed: int, power: float, share: float) -> Callable[..., torch.Tensor]:
             rng.normal(seed, step, index, (1,), "noise"),
         )
         t, r = times(seed, step, index)
-        error = mean_flow_error(network, x, noise, t.float(), (t - r).float())
+        error = mean_flow_error(network, FlowBatch(x=x, noise=noise, t=t.float(), h=(t - r).float()))
         optimizer.zero_grad()
         adaptive(error, power, 0.01).mean().backward()
         optimizer.step()

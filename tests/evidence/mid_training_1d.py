@@ -25,6 +25,7 @@ from torch import Tensor
 from zoo import rng
 from zoo.flow import (
     MLP,
+    FlowBatch,
     GaussianMixture,
     LinearPath,
     MeanFlowTimes,
@@ -114,7 +115,7 @@ def mean_flow(net: Network, seed: int, updates: int) -> Network:
     def loss(step: int) -> Tensor:
         x, noise, index = batch(seed, step, "post")
         t, r = times(seed, step, index)
-        return mean_flow_error(net, x, noise, t.float(), (t - r).float()).mean()
+        return mean_flow_error(net, FlowBatch(x=x, noise=noise, t=t.float(), h=(t - r).float())).mean()
 
     return train(net, loss, updates, 1e-3)
 

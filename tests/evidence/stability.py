@@ -26,6 +26,7 @@ from zoo.flow import (
     DiscreteConsistency,
     DiT,
     EDMPreconditioning,
+    Guidance,
     MeanFlow,
     RatioLevels,
 )
@@ -77,7 +78,7 @@ def model(method: str, start: Path | None, seed: int) -> LightningModule:
         ),
     }
     if method == "mean flow":
-        return MeanFlow(omega=1.5, **common)
+        return MeanFlow(guidance=Guidance(omega=1.5), **common)
     return ConsistencyModel(objective=DiscreteConsistency(RatioLevels(mean=-0.4, std=1.5, q=16)), **common)
 
 

@@ -38,9 +38,9 @@ WORDS = {
     "sCT": "sCT",
 }
 COMPILED: dict[str, Callable[[], Any]] = {
-    "flow matching": lambda: Diffusion(stages.network(False), VelocityPrediction(), seed=0),
+    "flow matching": lambda: Diffusion(stages.network(False), preconditioning=VelocityPrediction(), seed=0),
     "mean flow": lambda: MeanFlow(stages.network(True), seed=0),
-    "ECT": lambda: ConsistencyModel(stages.network(False), EDMPreconditioning(0.75), seed=0),
+    "ECT": lambda: ConsistencyModel(stages.network(False), preconditioning=EDMPreconditioning(0.75), seed=0),
 }
 ROUNDS, REPEATS = 4, 41
 

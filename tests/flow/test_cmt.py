@@ -16,6 +16,7 @@ from zoo import rng
 from zoo.flow import (
     CMT,
     MLP,
+    ConsistencySampler,
     DPMSolver,
     EDMPreconditioning,
     Euler,
@@ -25,6 +26,7 @@ from zoo.flow import (
     PreconditionedNetwork,
     PseudoHuber,
     Teacher,
+    TrajectoryDraws,
     VarianceExplodingPath,
     VelocityPrediction,
     solve,
@@ -175,7 +177,7 @@ def test_training_reaches_the_teachers_map(tmp_path: Path) -> None:
     preconditioning = EDMPreconditioning(0.5)
     teacher = Teacher.of(GaussianField(path), solver=DPMSolver(2), grid=grid, steps=steps)
     module = CMT(
-        network, teacher, preconditioning, seed=0,
+        network, teacher, preconditioning=preconditioning, seed=0,
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.05),
     )  # fmt: skip
     rows = [{"index": torch.arange(64) + 64 * k} for k in range(300)]
@@ -232,7 +234,7 @@ class TestTheModule:
 
         network = Watching(2, width=8, depth=1, num_classes=3)
         teacher = Teacher.of(field, solver=Euler(), grid=EvenGrid(), steps=4)
-        module = CMT(network, teacher, label_dropout=0.4, pairs_per_trajectory=5, seed=0)
+        module = CMT(network, teacher, label_dropout=0.4, trajectories=TrajectoryDraws(pairs=5), seed=0)
         label, index = torch.tensor([0, 1, 2, 1, 0, 2]), torch.arange(6)
         trainer = Trainer(max_steps=1, **QUIET)
         trainer.fit(module, DataLoader([{"label": label, "index": index}], batch_size=None))  # type: ignore[arg-type]
@@ -262,7 +264,7 @@ class TestTheModule:
 
         def run(steps: int, checkpoint: Path | None = None) -> list[dict[str, str]]:
             teacher = Teacher.of(Recorder(), steps=5, omega=2.0)
-            module = CMT(student(), teacher, pairs_per_trajectory=4, seed=0)
+            module = CMT(student(), teacher, trajectories=TrajectoryDraws(pairs=4), seed=0)
             logger = CSVLogger(tmp_path, name=f"{steps}{checkpoint is None}")
             trainer = Trainer(max_steps=steps, **QUIET | {"logger": logger}, log_every_n_steps=1)
             trainer.fit(module, DataLoader(batches, batch_size=None), ckpt_path=checkpoint, weights_only=True)  # type: ignore[arg-type]
@@ -291,11 +293,13 @@ class TestTheModule:
         batch = DataLoader([{"x": x, "index": torch.arange(2)}], batch_size=None)  # type: ignore[arg-type]
         noise = rng.normal(0, 0, torch.arange(2), (1,), "train/noise")
         for start, expected in (("prior", 80 * noise), ("data", x + 80 * noise)):
-            Trainer(max_steps=1, **QUIET).fit(CMT(network, teacher, start=start, seed=0), batch)  # type: ignore[arg-type]
+            Trainer(max_steps=1, **QUIET).fit(
+                CMT(network, teacher, trajectories=TrajectoryDraws(start=start), seed=0), batch
+            )  # type: ignore[arg-type]
             torch.testing.assert_close(starts[-1], expected)
         with pytest.raises(ValueError, match="CMT needs data"):
             Trainer(max_steps=1, **QUIET).fit(
-                CMT(network, teacher, start="data"),
+                CMT(network, teacher, trajectories=TrajectoryDraws(start="data")),
                 DataLoader([{"index": torch.arange(2)}], batch_size=None),  # type: ignore[arg-type]
             )
 
@@ -306,7 +310,7 @@ class TestTheModule:
             for steps in (1, 2, 3):
                 samples = module.sample(labels, steps)
                 assert samples.shape == (4, 2) and bool(samples.isfinite().all())
-        module = CMT(student(), Teacher.of(Recorder()), VelocityPrediction())
+        module = CMT(student(), Teacher.of(Recorder()), preconditioning=VelocityPrediction())
         noise = rng.normal(0, 0, torch.arange(4), (2,), "sample/noise")
         with torch.no_grad():
             one = noise - module.network(noise, torch.ones(4), torch.ones(4), labels)
@@ -315,7 +319,7 @@ class TestTheModule:
     def test_samples_with_a_boundary(self) -> None:
         """The official code trains without one, and samples with one at .003."""
         labels, noise = torch.tensor([0, 1, 2, 3]), rng.normal(0, 0, torch.arange(4), (2,), "sample/noise")
-        module = CMT(student(False), Teacher.of(Recorder()), sample_boundary=0.1, seed=0)
+        module = CMT(student(False), Teacher.of(Recorder()), sampler=ConsistencySampler(boundary=0.1), seed=0)
         model = PreconditionedNetwork(module.network, EDMPreconditioning(boundary=0.1))
         with torch.no_grad():
             expected = model.denoise(80.0 * noise, torch.full((4,), 80.0), labels)
@@ -326,11 +330,14 @@ class TestTheModule:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"pairs_per_trajectory": 11}, "from 1 to 10, which is what 4 steps of the teacher give; got 11"),
-        ({"start": "middle"}, "start must be 'prior' or 'data', got 'middle'"),
+        (
+            {"trajectories": {"pairs": 11}},
+            "pairs must be from 1 to 10, which is what 4 steps of the teacher give; got 11",
+        ),
+        ({"trajectories": {"start": "middle"}}, "start must be 'prior' or 'data', got 'middle'"),
         ({"distance": PseudoHuber()}, "distance is for consistency students"),
-        ({"sample_levels": [0.5, 1.0]}, "sample_levels must be positive noise levels that decrease"),
-        ({"sample_boundary": 0.003}, "sample_boundary is for consistency students"),
+        ({"sampler": {"levels": [0.5, 1.0]}}, "sampler: levels must be positive noise levels that decrease"),
+        ({"sampler": {"boundary": 0.003}}, "sampler.boundary is for consistency students"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:

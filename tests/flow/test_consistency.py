@@ -16,6 +16,7 @@ from zoo import rng
 from zoo.flow import (
     MLP,
     ConsistencyModel,
+    ConsistencySampler,
     ContinuousConsistency,
     DataPrediction,
     DiscreteConsistency,
@@ -515,7 +516,7 @@ class TestTheModule:
             assert error < 0.25 * abs(apart.item())
 
     def test_samples(self) -> None:
-        module = ConsistencyModel(network(), sample_levels=[80.0, 0.7], seed=0)
+        module = ConsistencyModel(network(), sampler=ConsistencySampler(levels=[80.0, 0.7]), seed=0)
         labels, index = torch.tensor([0, 1, 3]), torch.arange(3)
         noise = [rng.normal(4, k, index, (3,), "sample/noise") for k in range(2)]
         with torch.no_grad():
@@ -527,7 +528,9 @@ class TestTheModule:
 
     def test_samples_with_a_boundary(self) -> None:
         """ECT's official code trains without a boundary, and samples with one at .003."""
-        module = ConsistencyModel(network(), sample_levels=[80.0, 0.7], sample_boundary=0.003, seed=0)
+        module = ConsistencyModel(
+            network(), sampler=ConsistencySampler(levels=[80.0, 0.7], boundary=0.003), seed=0
+        )
         preconditioning, labels, index = (
             EDMPreconditioning(boundary=0.003),
             torch.tensor([0, 1, 3]),
@@ -539,7 +542,7 @@ class TestTheModule:
             one = model.denoise(80.0 * noise[0], torch.full((3,), 80.0), labels)
             two = model.denoise(one + 0.7 * noise[1], torch.full((3,), 0.7), labels)
         torch.testing.assert_close(module.sample(labels, 2, seed=4), two, rtol=1e-4, atol=1e-5)
-        plain = ConsistencyModel(network(), sample_levels=[80.0, 0.7], seed=0)
+        plain = ConsistencyModel(network(), sampler=ConsistencySampler(levels=[80.0, 0.7]), seed=0)
         plain.network.load_state_dict(module.network.state_dict())
         assert not plain.sample(labels, 2, seed=4).allclose(two, rtol=1e-4, atol=1e-5)
         assert fitted(plain) == fitted(module)
@@ -569,14 +572,14 @@ class TestTheModule:
                 {"objective": ContinuousConsistency(), "path": LinearPath()},
                 "trains on the trigonometric path",
             ),
-            ({"sample_levels": []}, "sample_levels must be positive"),
+            ({"sampler": {"levels": []}}, "sampler: levels must be positive"),
             (
                 {"preconditioning": EDMPreconditioning(boundary=0.1), "objective": ContinuousConsistency()},
                 "a continuous objective keeps data at the level 0",
             ),
             (
-                {"preconditioning": VelocityPrediction(), "sample_boundary": 0.003},
-                "sample_boundary needs EDMPreconditioning, got VelocityPrediction",
+                {"preconditioning": VelocityPrediction(), "sampler": {"boundary": 0.003}},
+                "boundary needs EDMPreconditioning, got VelocityPrediction",
             ),
         ],
     )
@@ -615,7 +618,7 @@ class Single(FlowBatch):
 
 def test_velocity_networks_are_consistency_models_too() -> None:
     """A flow-matching network keeps clean data: f(z, 0) = z."""
-    module = ConsistencyModel(network(), VelocityPrediction(), seed=0)
+    module = ConsistencyModel(network(), preconditioning=VelocityPrediction(), seed=0)
     assert isinstance(module.path, LinearPath) and math.isfinite(fitted(module))
 
 

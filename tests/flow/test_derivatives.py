@@ -11,10 +11,13 @@ from zoo.flow import (
     DiT,
     EDMPreconditioning,
     FiniteDifference,
+    FlowBatch,
     Gaussian,
     GaussianMixture,
+    Guidance,
     LinearPath,
     MeanFlow,
+    MeanFlowTarget,
     PreconditionedNetwork,
     Teacher,
     TrigonometricPath,
@@ -129,9 +132,11 @@ class TestTeachers:
         x, noise = torch.randn(2, 4000, 1, dtype=torch.float64, generator=generator)
         t, h = torch.full((4000,), 0.7, dtype=torch.float64), torch.full((4000,), 0.5, dtype=torch.float64)
         teacher = lambda z, t, label: distribution.velocity(z, t)  # noqa: E731
-        distilled = mean_flow_error(exact(distribution), 0.5 * x, noise, t, h, teacher=teacher)
+        distilled = mean_flow_error(
+            exact(distribution), FlowBatch(x=0.5 * x, noise=noise, t=t, h=h), teacher=teacher
+        )
         assert distilled.max() < 1e-16
-        trained = mean_flow_error(exact(distribution), 0.5 * x, noise, t, h)
+        trained = mean_flow_error(exact(distribution), FlowBatch(x=0.5 * x, noise=noise, t=t, h=h))
         standard_error = trained.std().item() / 4000**0.5
         assert trained.mean().item() == pytest.approx(0.19036, abs=5 * standard_error)
 
@@ -153,9 +158,11 @@ class TestTeachers:
 
         network = MLP(2, width=8, depth=1, num_classes=3)
         with pytest.raises(ValueError, match="guide the teacher"):
-            MeanFlow(network, teacher=Teacher.of(Field()), omega=1.5)
+            MeanFlow(
+                network, target=MeanFlowTarget(teacher=Teacher.of(Field())), guidance=Guidance(omega=1.5)
+            )
         with pytest.raises(ValueError, match="tangent must be 'data' or 'network', got 'both'"):
-            MeanFlow(network, tangent="both")  # type: ignore[arg-type]
+            MeanFlow(network, target=MeanFlowTarget(tangent="both"))  # type: ignore[arg-type]
 
 
 def test_bad_step() -> None:

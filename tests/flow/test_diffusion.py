@@ -20,6 +20,7 @@ from zoo.flow import (
     LinearPath,
     LogNormalLevels,
     LogVariance,
+    ODESampler,
     UniformLevels,
     VarianceExplodingPath,
     VelocityPrediction,
@@ -78,7 +79,9 @@ class TestLosses:
         denoised = sd**2 / (s**2 + sd**2) * (x + s * noise) + s * sd / (s**2 + sd**2).sqrt() * f
         weight = (s**2 + sd**2) / (s * sd) ** 2
         expected = (weight * (denoised - x) ** 2).mean().item()
-        found = first_loss(Diffusion(network(), EDMPreconditioning(sd), label_dropout=0.3, seed=0))
+        found = first_loss(
+            Diffusion(network(), preconditioning=EDMPreconditioning(sd), label_dropout=0.3, seed=0)
+        )
         assert found == pytest.approx(expected, rel=1e-10)
 
     def test_edm_with_a_learned_variance(self) -> None:
@@ -94,8 +97,8 @@ class TestLosses:
         twin = LogVariance(features=8)
         twin.load_state_dict(uncertainty.state_dict())
         module = Diffusion(
-            network(), EDMPreconditioning(sd), levels=LogNormalLevels(-0.8, 1.6), uncertainty=twin,
-            label_dropout=0.3, seed=0,
+            network(), preconditioning=EDMPreconditioning(sd), levels=LogNormalLevels(-0.8, 1.6),
+            uncertainty=twin, label_dropout=0.3, seed=0,
         )  # fmt: skip
         assert first_loss(module) == pytest.approx(expected, rel=1e-9)
 
@@ -113,7 +116,8 @@ class TestLosses:
         error = errors[space if space != "output" else predicts]
         preconditioning = VelocityPrediction() if predicts == "velocity" else DataPrediction()
         module = Diffusion(
-            network(), preconditioning, levels=LogNormalLevels(0.3, 0.8), loss=space,  # type: ignore[arg-type]
+            network(), preconditioning=preconditioning, levels=LogNormalLevels(0.3, 0.8),
+            loss=space,  # type: ignore[arg-type]
             label_dropout=0.3, seed=0,
         )  # fmt: skip
         assert first_loss(module) == pytest.approx((error**2).mean().item(), rel=1e-8)
@@ -163,7 +167,9 @@ def test_the_exact_model_minimizes_the_loss(preconditioning: Any) -> None:
     x = distribution.mean + rng.normal(0, 0, rows, (2,), "data") @ factor.T
     losses = {}
     for bias in (0.0, 0.1, -0.1):
-        module = Diffusion(Exact(distribution, preconditioning, bias), preconditioning, seed=0)
+        module = Diffusion(
+            Exact(distribution, preconditioning, bias), preconditioning=preconditioning, seed=0
+        )
         trainer = Trainer(**QUIET)
         batch = [{"x": x, "index": rows}]
         module.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.0)
@@ -182,8 +188,8 @@ def test_samples_of_the_exact_model_follow_the_distribution(preconditioning: Any
     )
     module = Diffusion(
         Exact(distribution, preconditioning),
-        preconditioning,
-        grid=None if preconditioning.path.end > 2 else EvenGrid(),
+        preconditioning=preconditioning,
+        sampler=ODESampler(grid=None if preconditioning.path.end > 2 else EvenGrid()),
     )
     samples = module.sample(torch.zeros(64), steps=40, seed=3)
     noise = rng.normal(3, 0, torch.arange(64), (2,), "sample/noise")
@@ -201,7 +207,12 @@ def test_samples_depend_on_their_own_number_alone() -> None:
 
 
 def test_solver_and_grid_of_the_samples_are_injected() -> None:
-    module = Diffusion(network(), VelocityPrediction(), solver=Euler(), grid=EvenGrid(0.9, 0.1, 2.0), seed=0)
+    module = Diffusion(
+        network(),
+        preconditioning=VelocityPrediction(),
+        sampler=ODESampler(solver=Euler(), grid=EvenGrid(0.9, 0.1, 2.0)),
+        seed=0,
+    )
     labels = torch.tensor([0, 1])
     times = EvenGrid(0.9, 0.1, 2.0)(2, LinearPath()).float()
     z = times[0] * rng.normal(0, 0, torch.arange(2), (3,), "sample/noise")
@@ -212,7 +223,7 @@ def test_solver_and_grid_of_the_samples_are_injected() -> None:
 
 
 def test_predict_needs_no_data() -> None:
-    module = Diffusion(network(), sample_steps=3, seed=0)
+    module = Diffusion(network(), sampler=ODESampler(steps=3), seed=0)
     requests = [{"label": torch.tensor([0, 3]), "index": torch.tensor([5, 9])}]
     [found] = Trainer(**QUIET).predict(module, DataLoader(requests, batch_size=None))  # type: ignore[misc, arg-type]
     assert found["index"].tolist() == [5, 9]  # type: ignore[index, call-overload]
@@ -241,7 +252,7 @@ def test_batches_that_do_not_fit(batch: dict[str, Tensor], message: str) -> None
     [
         ({"loss": "noise"}, "loss must be 'output', 'data' or 'velocity', got 'noise'"),
         ({"label_dropout": 1.5}, r"label_dropout must be a probability in \[0, 1\], got 1.5"),
-        ({"sample_steps": 0}, "sample_steps must be at least 1, got 0"),
+        ({"sampler": {"steps": 0}}, "sampler: steps must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:

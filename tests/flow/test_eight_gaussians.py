@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.flow import MLP, GaussianMixture, MeanFlowTimes, adaptive, mean_flow_error, sample_mean_flow
+from zoo.flow import (
+    MLP,
+    FlowBatch,
+    GaussianMixture,
+    MeanFlowTimes,
+    adaptive,
+    mean_flow_error,
+    sample_mean_flow,
+)
 
 UPDATES, BATCH = 1200, 384
 
@@ -43,7 +51,8 @@ def test_a_small_network_learns_eight_gaussians_in_one_step() -> None:
         t, r = times(0, step, torch.arange(BATCH))
         noise = torch.randn(BATCH, 2, generator=generator)
         error = mean_flow_error(
-            network, distribution.sample(BATCH, generator), noise, t.float(), (t - r).float()
+            network,
+            FlowBatch(x=distribution.sample(BATCH, generator), noise=noise, t=t.float(), h=(t - r).float()),
         )
         optimizer.zero_grad()
         adaptive(error, power=1.0, eps=0.01).mean().backward()

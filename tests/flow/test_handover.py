@@ -21,6 +21,7 @@ from zoo.flow import (
     MeanFlow,
     PreconditionedNetwork,
     Teacher,
+    TrajectoryDraws,
     VarianceExplodingPath,
     VelocityPrediction,
     hand_over,
@@ -153,7 +154,9 @@ def frozen(module: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    module = frozen(Diffusion(build("MLP", False, dtype=torch.float32), EDMPreconditioning(0.75), seed=0))
+    module = frozen(
+        Diffusion(build("MLP", False, dtype=torch.float32), preconditioning=EDMPreconditioning(0.75), seed=0)
+    )
     trainer = Trainer(max_steps=1, **QUIET)
     trainer.fit(module, loader())
     path = tmp_path_factory.mktemp("pretrained") / "run.ckpt"
@@ -219,7 +222,9 @@ class TestStages:
 
     def test_a_teacher_is_in_no_checkpoint(self, pretrained: Path, tmp_path: Path) -> None:
         teacher = Teacher(str(pretrained), network=build("MLP", False, dtype=torch.float32), steps=2)
-        module = CMT(build("MLP", True, 5, torch.float32), teacher, EDMPreconditioning(0.75), seed=0)
+        module = CMT(
+            build("MLP", True, 5, torch.float32), teacher, preconditioning=EDMPreconditioning(0.75), seed=0
+        )
         trainer = Trainer(max_steps=1, **QUIET)
         trainer.fit(frozen(module), loader())
         trainer.save_checkpoint(tmp_path / "run.ckpt")
@@ -254,7 +259,14 @@ def test_from_a_converted_checkpoint(tmp_path: Path) -> None:
     teacher = Teacher(str(tmp_path / "edm.safetensors"), steps=2)
     preconditioning = EDMPreconditioning(0.5)
     student = wake(UNETS["ddpm++"](num_classes=None, augment_dim=0, two_times=True), 7)
-    module = CMT(student, teacher, preconditioning, 1, init_from=str(tmp_path / "edm.safetensors"), seed=0)
+    module = CMT(
+        student,
+        teacher,
+        preconditioning=preconditioning,
+        trajectories=TrajectoryDraws(pairs=1),
+        init_from=str(tmp_path / "edm.safetensors"),
+        seed=0,
+    )
     rows = DataLoader([{"index": torch.arange(2)}], batch_size=None)  # type: ignore[arg-type]
     Trainer(max_steps=1, **QUIET).fit(frozen(module), rows)
     z, t, h, _ = inputs(source, torch.float32)

@@ -17,11 +17,14 @@ from zoo.flow import (
     EDMPreconditioning,
     FiniteDifference,
     GridLevels,
+    Guidance,
     ImprovedMeanFlow,
     LogVariance,
     MeanFlow,
+    MeanFlowTarget,
     PreconditionedNetwork,
     Teacher,
+    TrajectoryDraws,
 )
 
 EDM = EDMPreconditioning(0.75)
@@ -36,21 +39,36 @@ def teacher() -> Teacher:
 
 
 STAGES: dict[str, Any] = {
-    "diffusion": lambda: Diffusion(network(False), EDM, uncertainty=LogVariance(8), seed=0),
-    "CMT of mean flow": lambda: CMT(network(True), teacher(), EDM, 2, seed=0),
-    "CMT of consistency": lambda: CMT(network(False), teacher(), EDM, start="data", seed=0),
-    "CMT of stored trajectories": lambda: CMT(network(True), None, EDM, 2, seed=0),
-    "ECT": lambda: ConsistencyModel(network(False), EDM, seed=0),
-    "CD": lambda: ConsistencyModel(
-        network(False), EDM, DiscreteConsistency(GridLevels(mean=None), second_order=True), teacher(), seed=0
+    "diffusion": lambda: Diffusion(network(False), preconditioning=EDM, uncertainty=LogVariance(8), seed=0),
+    "CMT of mean flow": lambda: CMT(
+        network(True), teacher(), preconditioning=EDM, trajectories=TrajectoryDraws(pairs=2), seed=0
     ),
-    "sCD": lambda: ConsistencyModel(network(False), EDM, ContinuousConsistency(), teacher(), seed=0),
-    "mean flow": lambda: MeanFlow(network(True), omega=1.5, kappa=0.2, seed=0),
+    "CMT of consistency": lambda: CMT(
+        network(False), teacher(), preconditioning=EDM, trajectories=TrajectoryDraws(start="data"), seed=0
+    ),
+    "CMT of stored trajectories": lambda: CMT(
+        network(True), preconditioning=EDM, trajectories=TrajectoryDraws(pairs=2), seed=0
+    ),
+    "ECT": lambda: ConsistencyModel(network(False), preconditioning=EDM, seed=0),
+    "CD": lambda: ConsistencyModel(
+        network(False),
+        preconditioning=EDM,
+        objective=DiscreteConsistency(GridLevels(mean=None), second_order=True),
+        teacher=teacher(),
+        seed=0,
+    ),
+    "sCD": lambda: ConsistencyModel(
+        network(False), preconditioning=EDM, objective=ContinuousConsistency(), teacher=teacher(), seed=0
+    ),
+    "mean flow": lambda: MeanFlow(network(True), guidance=Guidance(omega=1.5, kappa=0.2), seed=0),
     "improved mean flow": lambda: ImprovedMeanFlow(
         DiT(8, 1, 4, width=16, depth=2, heads=2, num_classes=3, guidance=True, velocity_depth=1), seed=0
     ),
     "MFD by differences": lambda: MeanFlow(
-        network(True), preconditioning=EDM, teacher=teacher(), derivative=FiniteDifference(), seed=0
+        network(True),
+        preconditioning=EDM,
+        target=MeanFlowTarget(teacher=teacher(), derivative=FiniteDifference()),
+        seed=0,
     ),
 }
 

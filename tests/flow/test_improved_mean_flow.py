@@ -13,10 +13,13 @@ from torch.utils.data import DataLoader
 from zoo import rng
 from zoo.flow import (
     MLP,
+    AdaptiveWeighting,
     DiT,
     EDMPreconditioning,
+    FlowBatch,
     Gaussian,
     GuidanceDraws,
+    GuidedMeanFlowSampler,
     ImprovedMeanFlow,
     LinearPath,
     MeanFlow,
@@ -81,8 +84,8 @@ class TestTheLoss:
         x, noise, t, h = draws(16, 3)
         network = awake(MLP(3, width=16, depth=1))
         model = PreconditionedNetwork(network, VelocityPrediction())
-        found, none = improved_mean_flow_error(model, x, noise, t, h)
-        expected = mean_flow_error(network, x, noise, t, h, tangent="network")
+        found, none = improved_mean_flow_error(model, FlowBatch(x=x, noise=noise, t=t, h=h))
+        expected = mean_flow_error(network, FlowBatch(x=x, noise=noise, t=t, h=h), tangent="network")
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
         assert none is None
         ours = torch.autograd.grad(found.sum(), list(network.parameters()), allow_unused=True)
@@ -107,7 +110,7 @@ class TestTheLoss:
         count, t, r = 4000, 0.7, 0.2
         x, noise, _, _ = draws(count, 1)
         times = torch.full((count,), t, dtype=torch.float64)
-        error, _ = improved_mean_flow_error(Exact(), 0.5 * x, noise, times, times - r)
+        error, _ = improved_mean_flow_error(Exact(), FlowBatch(x=0.5 * x, noise=noise, t=times, h=times - r))
         floor = 0.25 / (t**2 + (1 - t) ** 2 * 0.25)
         assert float(error.mean()) == pytest.approx(floor, abs=4 * float(error.std()) / count**0.5)
         z = LinearPath().interpolate(0.5 * x, noise, times)
@@ -130,7 +133,9 @@ class TestTheLoss:
         guided = ((omega > 1) & (label < 3)).nonzero()[:, 0]
         assert 0 in guided and 1 not in guided
         found, found_velocity = improved_mean_flow_error(
-            model, x, noise, t, h, label, given, omega, 4, guided
+            model,
+            FlowBatch(x=x, noise=noise, t=t, h=h, label=label, count=4, dropped=label == 3),
+            guidance=given,
         )
         name = "velocity" if head else "mean"
         for i in range(6):
@@ -175,10 +180,12 @@ class TestTheLoss:
             __call__ = eager
 
         zero, one = torch.zeros(1, 1).double(), torch.ones(1).double()
-        error, _ = improved_mean_flow_error(
-            Guided(), zero, v_c * torch.ones(1, 1).double(), one / 2, one / 4, torch.tensor([1]),
-            torch.tensor([[w, 0.0, 1.0]]).double(), w * one, 1, torch.tensor([0]),
+        batch = FlowBatch(
+            x=zero, noise=v_c * torch.ones(1, 1).double(), t=one / 2, h=one / 4,
+            label=torch.tensor([1]), count=1,
         )  # fmt: skip
+        given = torch.tensor([[w, 0.0, 1.0]]).double()
+        error, _ = improved_mean_flow_error(Guided(), batch, guidance=given)
         assert float(error) == pytest.approx(0.0, abs=1e-20)
         assert guided == pytest.approx(2.5)
 
@@ -252,7 +259,7 @@ class TestTheNetwork:
 
 def test_samples_are_guided_as_asked() -> None:
     network = dit(guidance=True, velocity_depth=1).float()
-    module = ImprovedMeanFlow(network, omega=3.0, guidance_start=0.2, guidance_end=0.7, seed=0)
+    module = ImprovedMeanFlow(network, sampler=GuidedMeanFlowSampler(omega=3.0, start=0.2, end=0.7), seed=0)
     labels, index = torch.tensor([0, 1, 3]), torch.arange(3)
     noise = rng.normal(5, 0, index, (1, 8, 8), "sample/noise")
     one, given = torch.ones(3), torch.tensor([[3.0, 0.2, 0.7]]).expand(3, -1)
@@ -271,7 +278,8 @@ def test_training_learns_to_be_guided() -> None:
     torch.manual_seed(0)
     network = MLP(1, width=64, depth=2, num_classes=2, guidance=True)
     module = ImprovedMeanFlow(
-        network, MeanFlowTimes(0.0, 1.2, prob_r_neq_t=0.5), GuidanceDraws(4.0), power=0.0, label_dropout=0.2,
+        network, times=MeanFlowTimes(0.0, 1.2, prob_r_neq_t=0.5), guidance=GuidanceDraws(4.0),
+        weighting=AdaptiveWeighting(power=0.0), label_dropout=0.2,
         optimizer=partial(torch.optim.Adam, lr=3e-3), seed=0,
     )  # fmt: skip
     index = torch.arange(256)
@@ -286,7 +294,7 @@ def test_training_learns_to_be_guided() -> None:
     Trainer(max_steps=400, **QUIET).fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     means = []
     for omega in (1.0, 3.0):
-        module.sample_guidance = (omega, 0.0, 1.0)
+        module.sampler = GuidedMeanFlowSampler(omega=omega)
         samples = module.sample(index % 2, 1)[:, 0]
         means.append([float(samples[index % 2 == label].mean()) for label in range(2)])
     assert means[0] == pytest.approx([-1, 1], abs=0.3)  # of 400 updates
@@ -296,10 +304,10 @@ def test_training_learns_to_be_guided() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"omega": 2.0}, "the network knows no guidance, but omega=2.0"),
+        ({"sampler": {"omega": 2.0}}, "the network knows no guidance, but sampler.omega=2.0"),
         ({"guidance": GuidanceDraws()}, "the network knows no guidance"),
-        ({"power": -1.0}, "power must be at least 0 and eps positive"),
-        ({"reduction": "max"}, "reduction must be 'sum' or 'mean'"),
+        ({"weighting": {"power": -1.0}}, "weighting: power must be at least 0"),
+        ({"weighting": {"reduction": "max"}}, "reduction must be 'sum' or 'mean'"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -310,8 +318,8 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"omega": 0.5}, "omega must be at least 1"),
-        ({"guidance_start": 0.8, "guidance_end": 0.2}, "0 <= start <= end <= 1"),
+        ({"sampler": {"omega": 0.5}}, "sampler: omega must be at least 1"),
+        ({"sampler": {"start": 0.8, "end": 0.2}}, "0 <= start <= end <= 1"),
     ],
 )
 def test_bad_guidance(arguments: dict[str, Any], message: str) -> None:

@@ -10,7 +10,19 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoo import rng
-from zoo.flow import MLP, DiT, Gaussian, MeanFlow, MeanFlowTimes, adaptive, guided_velocity, mean_flow_error
+from zoo.flow import (
+    MLP,
+    AdaptiveWeighting,
+    DiT,
+    FlowBatch,
+    Gaussian,
+    Guidance,
+    MeanFlow,
+    MeanFlowTimes,
+    adaptive,
+    guided_velocity,
+    mean_flow_error,
+)
 from zoo.flow.mean_flow import guide, squared_error
 
 F64 = torch.float64
@@ -58,21 +70,22 @@ def full_batch_loss(model: MeanFlow, items: dict[str, Tensor]) -> Tensor:
     z, v = (1 - column) * x + column * noise, noise - x
     with torch.no_grad():
         unconditional, conditional = u(z, t, t, torch.full_like(label, CLASSES)), u(z, t, t)
-        mixed = model.omega * v + (1 - model.omega - model.kappa) * unconditional + model.kappa * conditional
-        inside = (model.guidance_start <= t) & (t <= model.guidance_end) & ~dropped
+        omega, kappa = model.guidance.omega, model.guidance.kappa
+        mixed = omega * v + (1 - omega - kappa) * unconditional + kappa * conditional
+        inside = (model.guidance.start <= t) & (t <= model.guidance.end) & ~dropped
         v = torch.where(inside[:, None, None, None], mixed, v)
     prediction, derivative = torch.func.jvp(u, (z, r, t), (v, torch.zeros_like(r), torch.ones_like(t)))
     target = (v - (t - r)[:, None, None, None] * derivative).detach()
     squares = (prediction - target).square()
-    error = squares.sum((1, 2, 3)) if model.reduction == "sum" else squares.mean((1, 2, 3))
-    return (error / (error.detach() + model.eps) ** model.power).mean()
+    error = squares.sum((1, 2, 3)) if model.weighting.reduction == "sum" else squares.mean((1, 2, 3))
+    return (error / (error.detach() + model.weighting.eps) ** model.weighting.power).mean()
 
 
 GUIDANCE = {
     "unguided": {},
     "omega": {"omega": 2.0},
     "kappa": {"omega": 0.7, "kappa": 0.5},
-    "interval": {"omega": 0.2, "kappa": 0.9, "guidance_start": 0.3, "guidance_end": 0.6},
+    "interval": {"omega": 0.2, "kappa": 0.9, "start": 0.3, "end": 0.6},
 }
 
 
@@ -84,7 +97,8 @@ def test_loss_and_gradients_are_those_of_the_full_batch(
     guidance: str, fixed_count: bool, reduction: Any, power: float
 ) -> None:
     times = MeanFlowTimes(prob_r_neq_t=0.5, fixed_count=fixed_count)
-    options = {"reduction": reduction, "power": power, "label_dropout": 0.3} | GUIDANCE[guidance]
+    weighting = AdaptiveWeighting(power=power, reduction=reduction)
+    options = {"guidance": GUIDANCE[guidance], "weighting": weighting, "label_dropout": 0.3}
     model, items = module(dit(), times=times, **options), batch()
     parameters = list(model.network.parameters())
     expected = full_batch_loss(model, items)
@@ -108,7 +122,7 @@ def test_the_gradient_is_the_slope_of_the_loss_with_the_target_held() -> None:
     x, noise, label = draw(6, 2, 4, 4), draw(6, 2, 4, 4, seed=1), torch.tensor([0, 1, 2, 3, 0, 1])
     t = torch.linspace(0.3, 0.9, 6, dtype=F64)
     h = torch.where(torch.arange(6) < 3, t / 2, 0)
-    error = mean_flow_error(network, x, noise, t, h, label).mean()
+    error = mean_flow_error(network, FlowBatch(x=x, noise=noise, t=t, h=h, label=label)).mean()
     parameters = dict(network.named_parameters())
     gradients = dict(zip(parameters, torch.autograd.grad(error, list(parameters.values())), strict=True))
 
@@ -133,7 +147,9 @@ def test_the_gradient_is_the_slope_of_the_loss_with_the_target_held() -> None:
         values = []
         for shifted in (value + step, value - step):
             flat[position] = shifted
-            values.append(mean_flow_error(Split(), x, noise, t, h, label).mean().item())
+            values.append(
+                mean_flow_error(Split(), FlowBatch(x=x, noise=noise, t=t, h=h, label=label)).mean().item()
+            )
         flat[position] = value
         slope = (values[0] - values[1]) / (2 * step)
         assert math.isclose(slope, gradients[name].view(-1)[position].item(), rel_tol=1e-6, abs_tol=1e-8)
@@ -150,7 +166,9 @@ def test_with_dropout_the_target_is_made_without_it() -> None:
             return super().forward(*args)
 
     network = Spy(4, 2, 2, width=16, depth=1, heads=2, num_classes=CLASSES, dropout=0.5).double()
-    module(network, omega=0.5, kappa=0.5, times=MeanFlowTimes(prob_r_neq_t=0.5)).training_step(items, 0)
+    module(
+        network, guidance=Guidance(omega=0.5, kappa=0.5), times=MeanFlowTimes(prob_r_neq_t=0.5)
+    ).training_step(items, 0)
     assert calls == [
         (False, False),
         (False, False),
@@ -164,7 +182,7 @@ def test_with_dropout_the_target_is_made_without_it() -> None:
     t = torch.linspace(0.2, 0.9, 12, dtype=F64)
     h = torch.where(torch.arange(12) < 4, t, 0)
     torch.manual_seed(0)
-    error = mean_flow_error(living, x, noise, t, h, label)
+    error = mean_flow_error(living, FlowBatch(x=x, noise=noise, t=t, h=h, label=label))
     torch.manual_seed(0)
     column = t[:, None, None, None]
     z = (1 - column) * x + column * noise
@@ -182,7 +200,7 @@ def test_with_dropout_the_target_is_made_without_it() -> None:
 
 
 def test_the_loss_does_not_depend_on_the_order_of_items_nor_on_how_they_are_split() -> None:
-    model, items = module(dit(), omega=2.0, times=MeanFlowTimes(prob_r_neq_t=0.5)), batch()
+    model, items = module(dit(), guidance=Guidance(omega=2.0), times=MeanFlowTimes(prob_r_neq_t=0.5)), batch()
     whole = model.training_step(items, 0)
     order = torch.tensor([5, 2, 9, 11, 0, 7, 1, 10, 3, 8, 6, 4])
     shuffled = {name: value[order] for name, value in items.items()}
@@ -253,7 +271,7 @@ def test_the_exact_mean_velocity_keeps_the_loss_at_its_floor(t: float, r: float)
     network = Exact(distribution)
     x, noise = 0.5 * draw(size, 1), draw(size, 1, seed=1)
     times, steps = torch.full((size,), t, dtype=F64), torch.full((size,), t - r, dtype=F64)
-    error = mean_flow_error(network, x, noise, times, steps)
+    error = mean_flow_error(network, FlowBatch(x=x, noise=noise, t=times, h=steps))
     sem = error.std() / math.sqrt(size)
     assert abs(error.mean() - distribution.mean_flow_floor(t, r)) < 4 * sem
     # The residual has mean zero given the state, so at the truth the gradient is noise. (Gradients of single
@@ -265,7 +283,9 @@ def test_the_exact_mean_velocity_keeps_the_loss_at_its_floor(t: float, r: float)
     assert abs(gradient) < 4 * spread / math.sqrt(size)
     # Away from the truth it is not.
     network.factor.data += 0.2
-    [gradient] = torch.autograd.grad(mean_flow_error(network, x, noise, times, steps).mean(), network.factor)
+    [gradient] = torch.autograd.grad(
+        mean_flow_error(network, FlowBatch(x=x, noise=noise, t=times, h=steps)).mean(), network.factor
+    )
     assert abs(gradient) > 8 * spread / math.sqrt(size)
 
 
@@ -275,6 +295,6 @@ def test_the_floor_holds_in_several_dimensions_and_over_drawn_times() -> None:
     distribution = Gaussian(torch.zeros(3, dtype=F64), root @ root.mT)
     t, r = MeanFlowTimes(prob_r_neq_t=0.5)(0, 0, torch.arange(size))
     x, noise = draw(size, 3, seed=2) @ root.mT, draw(size, 3, seed=1)
-    error = mean_flow_error(Exact(distribution), x, noise, t, t - r)
+    error = mean_flow_error(Exact(distribution), FlowBatch(x=x, noise=noise, t=t, h=t - r))
     excess = error.detach() - distribution.mean_flow_floor(t, r)
     assert abs(excess.mean()) < 4 * excess.std() / math.sqrt(size)

@@ -9,7 +9,16 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from zoo.flow import MLP, DiT, MeanFlow, MeanFlowTimes, sample_mean_flow
+from zoo.flow import (
+    MLP,
+    AdaptiveWeighting,
+    DiT,
+    Guidance,
+    MeanFlow,
+    MeanFlowSampler,
+    MeanFlowTimes,
+    sample_mean_flow,
+)
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -47,7 +56,9 @@ def fit(model: MeanFlow, data: Any, **options: Any) -> Trainer:
 class TestBatches:
     def test_dicts_with_an_index_do_not_depend_on_batches(self) -> None:
         """Two batches of 16, accumulated, make the update of one batch of 32."""
-        whole, halves = (MeanFlow(network(), seed=0, power=0.0) for _ in range(2))
+        whole, halves = (
+            MeanFlow(network(), seed=0, weighting=AdaptiveWeighting(power=0.0)) for _ in range(2)
+        )
         fit(whole, DataLoader(items(), batch_size=32), max_epochs=1)
         fit(halves, DataLoader(items(), batch_size=16), max_epochs=1, accumulate_grad_batches=2)
         for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
@@ -80,14 +91,19 @@ class TestBatches:
 class TestLogs:
     def test_the_logged_numbers(self) -> None:
         """With p = 0 and the sum, the loss is the mean squared error times an item's number of values."""
-        model = MeanFlow(network(), seed=0, power=0.0, times=MeanFlowTimes(prob_r_neq_t=0.5))
+        model = MeanFlow(
+            network(), seed=0, weighting=AdaptiveWeighting(power=0.0), times=MeanFlowTimes(prob_r_neq_t=0.5)
+        )
         logged = fit(model, DataLoader(items(), batch_size=32)).callback_metrics
         assert set(logged) == {"train/loss", "train/mse", "train/velocity_mse"}
         assert torch.isclose(logged["train/loss"], 2 * logged["train/mse"])
         # The mean over all items lies between those of its two parts, and here they differ.
         assert logged["train/velocity_mse"] != logged["train/mse"]
         model = MeanFlow(
-            network(), seed=0, power=0.0, reduction="mean", times=MeanFlowTimes(prob_r_neq_t=0.0)
+            network(),
+            seed=0,
+            weighting=AdaptiveWeighting(power=0.0, reduction="mean"),
+            times=MeanFlowTimes(prob_r_neq_t=0.0),
         )
         logged = fit(model, DataLoader(items(), batch_size=32)).callback_metrics
         assert torch.isclose(logged["train/loss"], logged["train/mse"])
@@ -98,7 +114,7 @@ class TestLogs:
         assert "train/velocity_mse" not in fit(model, DataLoader(items(), batch_size=32)).callback_metrics
 
     def test_evaluation_is_repeatable_and_weighs_batches_by_their_items(self) -> None:
-        model = MeanFlow(network(dropout=0.5), seed=0, omega=2.0)
+        model = MeanFlow(network(dropout=0.5), seed=0, guidance=Guidance(omega=2.0))
         trainer = Trainer(**QUIET)
         results = [
             trainer.validate(model, DataLoader(items(), batch_size=size), verbose=False)[0]
@@ -124,7 +140,7 @@ class TestSamples:
         assert model.network.training  # dropout was off, and is on again
 
     def test_predict_samples_for_the_labels_of_the_batch(self) -> None:
-        model = MeanFlow(network(), seed=4, sample_steps=2)
+        model = MeanFlow(network(), seed=4, sampler=MeanFlowSampler(steps=2))
         [got] = Trainer(**QUIET).predict(model, DataLoader(items(8), batch_size=8))  # type: ignore[misc]
         labels = torch.arange(8) % 3
         assert got["label"].equal(labels)
@@ -142,11 +158,14 @@ class TestSamples:
     ("arguments", "message"),
     [
         ({"label_dropout": 1.2}, "label_dropout must be a probability"),
-        ({"power": -0.5}, "power must be at least 0"),
-        ({"eps": 0.0}, "eps must be positive"),
-        ({"reduction": "max"}, "reduction must be 'sum' or 'mean', got 'max'"),
-        ({"sample_steps": 0}, "sample_steps must be at least 1"),
-        ({"guidance_start": 0.8, "guidance_end": 0.2}, "0 <= start <= end <= 1, got 0.8 and 0.2"),
+        ({"weighting": {"power": -0.5}}, "weighting: power must be at least 0"),
+        ({"weighting": {"eps": 0.0}}, "weighting: eps must be positive"),
+        ({"weighting": {"reduction": "max"}}, "reduction must be 'sum' or 'mean', got 'max'"),
+        ({"sampler": {"steps": 0}}, "sampler: steps must be at least 1"),
+        (
+            {"guidance": {"start": 0.8, "end": 0.2}},
+            "guidance: start and end must satisfy 0 <= start <= end <= 1, got 0.8 and 0.2",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
@@ -156,7 +175,7 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
 
 def test_guidance_wants_classes() -> None:
     with pytest.raises(ValueError, match="asks for guidance, but the network has no classes"):
-        MeanFlow(network(None), omega=2.0)
+        MeanFlow(network(None), guidance=Guidance(omega=2.0))
 
 
 def test_a_network_must_say_its_shape_and_classes() -> None:
@@ -184,7 +203,9 @@ def test_sharded_strategies_are_refused(strategy: type) -> None:
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_precisions(precision: Any) -> None:
     torch.manual_seed(0)
-    model = MeanFlow(DiT(4, 1, 2, width=16, depth=1, heads=2, num_classes=3), seed=0, omega=1.5)
+    model = MeanFlow(
+        DiT(4, 1, 2, width=16, depth=1, heads=2, num_classes=3), seed=0, guidance=Guidance(omega=1.5)
+    )
     data = [{"x": torch.randn(1, 4, 4), "label": torch.tensor(0), "index": torch.tensor(i)} for i in range(8)]
     before = [p.clone() for p in model.network.parameters()]
     kinds = set()

@@ -172,7 +172,7 @@ class TestBoundary:
         with pytest.raises(ValueError, match=r"boundary=0\.002 is for consistency models"):
             preconditioning.target(preconditioning.path, *draws(), LEVELS)
         with pytest.raises(ValueError, match=r"boundary=0\.002\) has the boundary of a consistency model"):
-            Diffusion(MLP(3, width=4, depth=1, two_times=False), preconditioning)
+            Diffusion(MLP(3, width=4, depth=1, two_times=False), preconditioning=preconditioning)
 
 
 def test_pure_noise_has_finite_coefficients() -> None:

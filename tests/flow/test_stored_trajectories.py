@@ -27,6 +27,7 @@ from zoo.flow import (
     RandomFeatureDistance,
     SquaredDistance,
     Teacher,
+    TrajectoryDraws,
     TrigonometricPath,
     VarianceExplodingPath,
 )
@@ -91,9 +92,16 @@ def fit(module: CMT, data: Any, steps: int = 3, **options: Any) -> Trainer:
     return trainer
 
 
+def cached(network: Any, **options: Any) -> CMT:
+    """A student of stored trajectories."""
+    return CMT(network, preconditioning=EDM, **options)
+
+
 def stored(folder: Path, count: int = 40, two_times: bool = True, **options: Any) -> CMT:
     """Stores trajectories as `zoo predict` does; the module that made them."""
-    module = CMT(student(two_times), teacher(), EDM, predict="trajectories", seed=0, **options)
+    module = CMT(
+        student(two_times), teacher(), preconditioning=EDM, predict="trajectories", seed=0, **options
+    )
     trainer = Trainer(**QUIET, callbacks=[TrajectoryWriter(str(folder), shard_size=16)])
     trainer.predict(module, datamodule=ClassLabels(count, 3, batch_size=16), return_predictions=False)
     return module
@@ -121,7 +129,14 @@ def test_training_is_that_with_the_teacher_bit_for_bit(two_times: bool, pairs: i
     modules, metrics = [], []
     live = [{"label": label, "index": index}] * 3
     for solves, data in ((solver, live), (None, batches)):
-        module = CMT(student(two_times), solves, EDM, pairs, label_dropout=0.4, seed=0)
+        module = CMT(
+            student(two_times),
+            solves,
+            preconditioning=EDM,
+            trajectories=TrajectoryDraws(pairs=pairs),
+            label_dropout=0.4,
+            seed=0,
+        )
         metrics.append(fit(module, data).callback_metrics)
         modules.append(module.state_dict())
     assert all(value.equal(modules[1][name]) for name, value in modules[0].items())
@@ -140,7 +155,14 @@ def test_the_whole_road(tmp_path: Path) -> None:
     index = next(iter(data.train_dataloader()))["index"]
     after = []
     for solves, source in ((teacher(), [{"label": index % 3, "index": index}]), (None, data)):
-        module = CMT(student(), solves, EDM, 3, label_dropout=0.3, seed=0)
+        module = CMT(
+            student(),
+            solves,
+            preconditioning=EDM,
+            trajectories=TrajectoryDraws(pairs=3),
+            label_dropout=0.3,
+            seed=0,
+        )
         trainer = fit(module, source, 1, default_root_dir=tmp_path / str(solves is None))
         after.append(module.state_dict())
     assert all(value.equal(after[1][name]) for name, value in after[0].items())
@@ -153,7 +175,7 @@ def test_each_pass_draws_other_pairs(tmp_path: Path) -> None:
     stored(tmp_path / "made", count=8)
     network = student()
     data = Trajectories(str(tmp_path / "made"), batch_size=8, val_share=0, seed=0)
-    fit(CMT(network, None, EDM, 2, seed=0), data, 6)
+    fit(CMT(network, preconditioning=EDM, trajectories=TrajectoryDraws(pairs=2), seed=0), data, 6)
     # One batch is one pass; a trajectory is found again by its states, whatever its place in the batch.
     kinds = [
         {(round(t.item(), 4), round(h.item(), 4)) for t, h in zip(times, spans, strict=True)}
@@ -168,7 +190,11 @@ def test_labels_are_those_that_the_teacher_was_given(tmp_path: Path) -> None:
     stored(tmp_path / "made", label_dropout=0.5)
     network = student()
     data = Trajectories(str(tmp_path / "made"), batch_size=40, val_share=0, seed=0)
-    fit(CMT(network, None, EDM, 1, label_dropout=1.0, seed=0), data, 1)
+    fit(
+        CMT(network, preconditioning=EDM, trajectories=TrajectoryDraws(pairs=1), label_dropout=1.0, seed=0),
+        data,
+        1,
+    )
     data.setup("fit")
     expected = next(iter(data.train_dataloader()))["label"]
     _, (_, _, _, label) = network.seen  # before it trains, a fit calls the network once
@@ -191,7 +217,7 @@ def test_times_survive_the_precision_of_the_trainer(
 
     asked = property(lambda self: Asked(self.network, self.preconditioning, self.path))
     monkeypatch.setattr(CMT, "model", asked)
-    fit(CMT(student(False), None, EDM, seed=0), data, 1, precision=precision)
+    fit(CMT(student(False), preconditioning=EDM, seed=0), data, 1, precision=precision)
     exact = LogGrid()(4, VarianceExplodingPath())[:4]
     expected = exact if precision == "64-true" else exact.float()
     assert seen[0].equal(expected.repeat(8)) and seen[0].dtype == expected.dtype
@@ -219,10 +245,10 @@ def test_the_distance_is_loaded_before_training(tmp_path: Path) -> None:
 
     distance = Lazy(missing=False)
     batch = {"label": torch.tensor([1]), "index": torch.arange(1)}
-    fit(CMT(student(False), teacher(), EDM, distance=distance), [batch], 1)
+    fit(CMT(student(False), teacher(), preconditioning=EDM, distance=distance), [batch], 1)
     assert distance.loaded
     with pytest.raises(ValueError, match=r"vgg.pth': the file does not exist"):
-        fit(CMT(student(False), teacher(), EDM, distance=Lazy(missing=True)), Never(4, 3), 1)
+        fit(CMT(student(False), teacher(), preconditioning=EDM, distance=Lazy(missing=True)), Never(4, 3), 1)
 
 
 class TestTargetsAreEmbeddedOnce:
@@ -290,17 +316,20 @@ class TestRefused:
     )  # fmt: skip
     def test_batches(self, changes: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            fit(CMT(student(False), None, EDM), [self.batch(**changes)], 1)
+            fit(CMT(student(False), preconditioning=EDM), [self.batch(**changes)], 1)
 
     @pytest.mark.parametrize(
         ("make", "message"),
         [
-            (lambda: CMT(student(dim=3), None, EDM), r"states of shape \(2,\), the student takes \(3,\)"),
-            (lambda: CMT(student(num_classes=None), None, EDM), "with 3 classes.*num_classes=None"),
-            (lambda: CMT(student(num_classes=7), None, EDM), "of a teacher with 3 classes.*num_classes=7"),
-            (lambda: CMT(student(), None, EDM, 11), "from 1 to 10, which is what 4 steps .* give; got 11"),
+            (lambda: cached(student(dim=3)), r"states of shape \(2,\), the student takes \(3,\)"),
+            (lambda: cached(student(num_classes=None)), "with 3 classes.*num_classes=None"),
+            (lambda: cached(student(num_classes=7)), "of a teacher with 3 classes.*num_classes=7"),
+            (
+                lambda: cached(student(), trajectories=TrajectoryDraws(pairs=11)),
+                "from 1 to 10, which is what 4 steps .* give; got 11",
+            ),
         ],
-    )  # fmt: skip
+    )
     def test_students_before_the_first_batch(
         self, make: Callable[[], CMT], message: str, tmp_path: Path
     ) -> None:
@@ -310,13 +339,13 @@ class TestRefused:
 
     def test_a_path_without_a_place_for_the_first_state(self, tmp_path: Path) -> None:
         solver = Teacher.of(Field(LinearPath()), solver=Euler(), grid=EvenGrid(), steps=3)
-        made = CMT(student(), solver, EDM, predict="trajectories", seed=0)
+        made = CMT(student(), solver, preconditioning=EDM, predict="trajectories", seed=0)
         trainer = Trainer(**QUIET, callbacks=[TrajectoryWriter(str(tmp_path / "made"))])
         trainer.predict(made, datamodule=ClassLabels(9, 3), return_predictions=False)
         with pytest.raises(
             ValueError, match=r"pure noise on LinearPath.* no finite time on the student's Var"
         ):
-            fit(CMT(student(False), None, EDM), NoBatches(str(tmp_path / "made"), val_share=0), 1)
+            fit(CMT(student(False), preconditioning=EDM), NoBatches(str(tmp_path / "made"), val_share=0), 1)
 
     def test_no_teacher_and_no_trajectories(self) -> None:
         with pytest.raises(ValueError, match="CMT has no teacher, and Digits has no stored trajectories"):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
-from zoo.base import ZooDataModule, ZooModule, load_weights, run_seed
+from zoo.base import ZooDataModule, ZooModule, as_dataclass, load_weights, run_seed
 from zoo.datamodules import Digits
 from zoo.io import read_json_lines
 
@@ -34,7 +35,13 @@ class Host(ZooModule):
         init_weights: Any = "ema",
         seed: int | None = None,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, init_from, init_weights, seed)
+        super().__init__(
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            init_from=init_from,
+            init_weights=init_weights,
+            seed=seed,
+        )
         self.save_hyperparameters()
         self.network = network
         self.head = head
@@ -86,6 +93,46 @@ def test_only_plain_values_are_kept() -> None:
     assert set(made.hparams) == {"a", "not_saved"}
     assert made.hparams["not_saved"] == ["b", "c", "d", "e", "f", "g", "h"]
     assert set(made.hparams_initial) == {"a", "not_saved"}
+
+
+@dataclass(frozen=True)
+class Guidance:
+    omega: float = 1.0
+    other: Any = None
+
+    def __post_init__(self) -> None:
+        if self.omega < 0:
+            raise ValueError(f"omega must be at least 0, got {self.omega}")
+
+
+class Grouped(ZooModule):
+    def __init__(self, guidance: Guidance = Guidance(), seed: int | None = None) -> None:
+        super().__init__(seed=seed)
+        self.save_hyperparameters()
+        self.guidance = as_dataclass(Guidance, guidance, "guidance")
+
+
+def test_dataclasses_are_kept_as_dicts(tmp_path: Path) -> None:
+    """Also one that is the default; the constructor makes them again."""
+    for made, omega in ((Grouped(Guidance(2.0, [1, {"a": None}])), 2.0), (Grouped(), 1.0)):
+        assert type(made.hparams["guidance"]) is dict and made.hparams["guidance"]["omega"] == omega
+        run = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        run.strategy.connect(made)
+        run.save_checkpoint(tmp_path / "run.ckpt")
+        assert torch.load(tmp_path / "run.ckpt", weights_only=True)["hyper_parameters"]["guidance"]
+        loaded = Grouped.load_from_checkpoint(tmp_path / "run.ckpt")
+        assert loaded.guidance == made.guidance
+        assert Grouped.load_from_checkpoint(tmp_path / "run.ckpt", guidance=Guidance(3.0)).guidance.omega == 3
+    assert set(Grouped(Guidance(other=nn.Linear(1, 1))).hparams) == {"seed", "not_saved"}
+
+
+def test_a_dict_that_is_not_the_dataclass_is_refused() -> None:
+    with pytest.raises(ValueError, match="guidance: Guidance has no field 'omga'; did you mean omega"):
+        Grouped({"omga": 1.0})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="guidance: omega must be at least 0, got -1"):
+        Grouped({"omega": -1.0})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"guidance must be a Guidance or a dict of its fields, got 2\.0"):
+        Grouped(2.0)  # type: ignore[arg-type]
 
 
 def test_checkpoint_and_logger_see_plain_values(run: Path) -> None:

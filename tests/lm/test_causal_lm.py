@@ -10,7 +10,7 @@ import torch
 from tiny_lm import CONFIGS, CONTEXT, LLAMA, VOCABULARY, Windows, batch_of, fitted, trainer
 from torch.nn import functional as F
 
-from zoo.lm import CausalLM
+from zoo.lm import CausalLM, Generation
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -149,7 +149,7 @@ def test_tokens_per_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_greedy_generation_is_that_of_transformers() -> None:
     for name, config in CONFIGS.items():
-        model = CausalLM(config, temperature=0, seed=1)
+        model = CausalLM(config, generation=Generation(temperature=0), seed=1)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(3)  # sharp enough that no two tokens are nearly equal
@@ -162,21 +162,21 @@ def test_greedy_generation_is_that_of_transformers() -> None:
 
 
 def test_sampling_depends_on_seed_item_and_position_alone() -> None:
-    model = CausalLM(LLAMA, temperature=0.9, top_k=12, seed=5)
+    model = CausalLM(LLAMA, generation=Generation(temperature=0.9, top_k=12), seed=5)
     prompts, index = batch_of(6, 5)["tokens"], torch.arange(6) + 100
     whole = model.generate(prompts, index, 16)
     assert whole.shape == (6, 22) and whole[:, :6].equal(prompts)
     order = torch.tensor([4, 1])
     assert model.generate(prompts[order], index[order], 16).equal(whole[order])
     assert model.generate(prompts, index, 5).equal(whole[:, :11])
-    other = CausalLM(LLAMA, temperature=0.9, top_k=12, seed=6)
+    other = CausalLM(LLAMA, generation=Generation(temperature=0.9, top_k=12), seed=6)
     other.load_state_dict(model.state_dict())
     assert not other.generate(prompts, index, 16).equal(whole)
     assert not model.generate(prompts, index + 6, 16).equal(whole)
 
 
 def test_predict_writes_text(tmp_path: Path) -> None:
-    model = CausalLM(LLAMA, max_new_tokens=4, temperature=0)
+    model = CausalLM(LLAMA, generation=Generation(max_new_tokens=4, temperature=0))
     [made] = trainer(default_root_dir=tmp_path).predict(model, datamodule=Windows()) or []
     assert made["tokens"].shape == (3, 10) and made["index"].tolist() == [0, 1, 2]
     assert made["text"] == [" ".join(map(str, row)) for row in made["tokens"].tolist()]
@@ -273,9 +273,12 @@ def test_pretrained_that_lacks_weights(tmp_path: Path) -> None:
         ),
         ({"config": LLAMA, "attention": "flash_attention_2"}, "attention='flash_attention_2' does not work"),
         ({"config": LLAMA, "z_loss": -1.0}, "z_loss must be 0 or more, got -1.0"),
-        ({"config": LLAMA, "temperature": -0.5}, "temperature must be 0"),
-        ({"config": LLAMA, "top_k": 0}, "top_k must be at least 1"),
-        ({"config": LLAMA, "max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"config": LLAMA, "generation": {"temperature": -0.5}}, "generation: temperature must be 0"),
+        ({"config": LLAMA, "generation": {"top_k": 0}}, "generation: top_k must be at least 1"),
+        (
+            {"config": LLAMA, "generation": {"max_new_tokens": 0}},
+            "generation: max_new_tokens must be at least 1",
+        ),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ from tiny_lm import CONFIGS, CONTEXT, LLAMA, VOCABULARY, Windows, batch_of, fitt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.lm import CausalLM
+from zoo.lm import CausalLM, Generation
 
 
 class Listener(nn.Module):
@@ -156,7 +156,7 @@ def test_readers_that_change_nothing_change_nothing(name: str, tmp_path: Path) -
 
 def test_a_reader_in_training_validation_and_generation(tmp_path: Path) -> None:
     ear = Listener()
-    model = CausalLM(LLAMA, hooks=[ear], max_new_tokens=3, seed=0)
+    model = CausalLM(LLAMA, hooks=[ear], generation=Generation(max_new_tokens=3), seed=0)
     run = fitted(model, max_steps=1, limit_val_batches=1, limit_train_batches=1, default_root_dir=tmp_path)
     names = ["start", "attention", "ffn", "log_probs", "end"]
     assert [event for event, _ in ear.captured] == names * 2  # a training batch and one of validation
@@ -183,7 +183,7 @@ def test_a_reader_in_training_validation_and_generation(tmp_path: Path) -> None:
 def test_the_cache_hears_what_the_whole_forward_hears() -> None:
     """Keys, values and log-probabilities of generation are those of one forward over the result."""
     ear = Listener()
-    model = CausalLM(LLAMA, hooks=[ear], temperature=0, seed=0).eval()
+    model = CausalLM(LLAMA, hooks=[ear], generation=Generation(temperature=0), seed=0).eval()
     tokens = model.generate(batch_of(2, 5)["tokens"], torch.arange(2), 4)
     steps = {
         name: [given for event, given in ear.captured if event == name] for name in ("attention", "log_probs")

@@ -221,7 +221,7 @@ def test_bad_files(
     with pytest.raises(ValueError, match="must hold a state dict"):
         LPIPS("list.pth").load()
     torch.save({name: tensor for name, tensor in trunk.items() if "28" not in name}, "less.pth")
-    with pytest.raises(ValueError, match=r"2 missing \(28.bias, 28.weight\)"):
+    with pytest.raises(ValueError, match=r"2 missing \(28.weight, 28.bias\)"):
         LPIPS("less.pth").load()
     torch.save({"lin0.model.1.weight": torch.zeros(1, 64, 1, 1)}, "few.pth")
     with pytest.raises(ValueError, match=r"heads='few.pth' .* 4 missing"):

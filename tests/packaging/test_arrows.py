@@ -11,8 +11,10 @@ from layout import sources
 from zoo._lazy import table
 
 ROOMS = {"flow", "schedules", "recovery", "sinks", "instability", "vlm", "memory", "lm", "vision"}
-GROUND = {"_lazy", "_suggest", "base", "io", "rng", "events", "checkpoint_io", "import_policy", "attention"}
-GROUND |= {"archives", "hf", "metrics", "pickles", "runs", "run_logger"}
+GROUND = {
+    "_hyperparameters", "_lazy", "_modes", "_suggest", "archives", "attention", "base", "checkpoint_io",
+    "events", "hf", "import_policy", "io", "metrics", "pickles", "rng", "run_logger", "runs", "state_dicts",
+}  # fmt: skip
 COMMAND_LINE = {"cli", "_cli", "__main__"}
 
 

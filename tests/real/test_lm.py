@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo.lm import CausalLM
+from zoo.lm import CausalLM, Generation
 
 FOLDER = Path(os.environ.get("ZOO_REAL_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 STORY = (
@@ -22,7 +22,7 @@ def model() -> CausalLM:
         pytest.skip(
             f"stories260k is not in {FOLDER}; name its folder in the environment variable ZOO_REAL_DATA"
         )
-    return CausalLM(pretrained=str(folder), temperature=0, seed=0)
+    return CausalLM(pretrained=str(folder), generation=Generation(temperature=0), seed=0)
 
 
 def test_stories260k(model: CausalLM) -> None:
@@ -40,7 +40,9 @@ def test_stories260k(model: CausalLM) -> None:
 
 def test_sampling_stories(model: CausalLM) -> None:
     """A drawn story is that of its number, whatever it is drawn with."""
-    drawn = CausalLM(pretrained=str(FOLDER / "stories260k"), temperature=1.0, top_k=50, seed=1)
+    drawn = CausalLM(
+        pretrained=str(FOLDER / "stories260k"), generation=Generation(temperature=1.0, top_k=50), seed=1
+    )
     prompts, index = torch.full((4, 1), 1), torch.arange(4)
     together = drawn.generate(prompts, index, 40)
     assert len({tuple(row) for row in together.tolist()}) == 4

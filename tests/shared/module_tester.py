@@ -65,7 +65,7 @@ def build(config: Any) -> Any:
         module, name = config["class_path"].rsplit(".", 1)
         arguments = {key: build(value) for key, value in config.get("init_args", {}).items()}
         return getattr(importlib.import_module(module), name)(**arguments)
-    return config
+    return {key: build(value) for key, value in config.items()} if isinstance(config, dict) else config
 
 
 def build_model(config: Config) -> LightningModule:

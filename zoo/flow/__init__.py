@@ -7,6 +7,8 @@ from zoo._lazy import attach
 if TYPE_CHECKING:
     from zoo.flow.analytic import Gaussian as Gaussian
     from zoo.flow.analytic import GaussianMixture as GaussianMixture
+    from zoo.flow.batch import FlowBatch as FlowBatch
+    from zoo.flow.cmt import TrajectoryDraws as TrajectoryDraws
     from zoo.flow.cmt_module import CMT as CMT
     from zoo.flow.consistency import sample_consistency as sample_consistency
     from zoo.flow.consistency_module import ConsistencyModel as ConsistencyModel
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
     from zoo.flow.guidance import Guided as Guided
     from zoo.flow.handover import hand_over as hand_over
     from zoo.flow.improved_mean_flow import GuidanceDraws as GuidanceDraws
+    from zoo.flow.improved_mean_flow import GuidedMeanFlowSampler as GuidedMeanFlowSampler
     from zoo.flow.improved_mean_flow import improved_mean_flow_error as improved_mean_flow_error
     from zoo.flow.improved_mean_flow_module import ImprovedMeanFlow as ImprovedMeanFlow
-    from zoo.flow.mean_flow import adaptive as adaptive
+    from zoo.flow.mean_flow import Guidance as Guidance
+    from zoo.flow.mean_flow import MeanFlowTarget as MeanFlowTarget
     from zoo.flow.mean_flow import guided_velocity as guided_velocity
     from zoo.flow.mean_flow import mean_flow_error as mean_flow_error
     from zoo.flow.mean_flow import mean_flow_target as mean_flow_target
@@ -44,6 +48,9 @@ if TYPE_CHECKING:
     from zoo.flow.preconditioning import DataPrediction as DataPrediction
     from zoo.flow.preconditioning import EDMPreconditioning as EDMPreconditioning
     from zoo.flow.preconditioning import VelocityPrediction as VelocityPrediction
+    from zoo.flow.samplers import ConsistencySampler as ConsistencySampler
+    from zoo.flow.samplers import MeanFlowSampler as MeanFlowSampler
+    from zoo.flow.samplers import ODESampler as ODESampler
     from zoo.flow.samplers import sample_mean_flow as sample_mean_flow
     from zoo.flow.solvers import DPMSolver as DPMSolver
     from zoo.flow.solvers import Euler as Euler
@@ -59,5 +66,7 @@ if TYPE_CHECKING:
     from zoo.flow.time_grids import KarrasGrid as KarrasGrid
     from zoo.flow.time_grids import LogGrid as LogGrid
     from zoo.flow.uncertainty import LogVariance as LogVariance
+    from zoo.flow.weighting import AdaptiveWeighting as AdaptiveWeighting
+    from zoo.flow.weighting import adaptive as adaptive
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -12,16 +12,39 @@ kinds of students are offered; the labels of a trajectory follow its pairs; and 
 to data; the paper counts them the other way.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from zoo import rng
 from zoo.flow.distances import distance_to_targets
-from zoo.flow.mean_flow import squared_error
 from zoo.flow.paths import expand
 from zoo.flow.solvers import Trajectory
+from zoo.flow.weighting import squared_error
+
+
+@dataclass(frozen=True)
+class TrajectoryDraws:
+    """Where the teacher's trajectories start, and how many pairs of states of each are learned.
+
+    Args:
+        start: Where trajectories start: at the "prior", as in the paper, or at "data" with noise, as in its
+            official code.
+        pairs: Pairs drawn from each trajectory; null takes all M, or M (M + 1) / 2.
+    """
+
+    start: Literal["prior", "data"] = "prior"
+    pairs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.start not in ("prior", "data"):
+            raise ValueError(f"start must be 'prior' or 'data', got {self.start!r}")
+
+    def check(self, steps: int, two_times: bool) -> None:
+        """Refuses a number of pairs that a trajectory of ``steps`` steps does not hold for a student."""
+        check_pairs(self.pairs, steps, two_times)
 
 
 def pair_count(steps: int, two_times: bool) -> int:
@@ -31,6 +54,19 @@ def pair_count(steps: int, two_times: bool) -> int:
     (16, 136)
     """
     return steps * (steps + 1) // 2 if two_times else steps
+
+
+def check_pairs(count: int | None, steps: int, two_times: bool) -> None:
+    """Refuses a number of pairs that a trajectory of ``steps`` steps does not hold.
+
+    Raises:
+        ValueError: it is less than 1, or more than there are.
+    """
+    total = pair_count(steps, two_times)
+    if count is not None and not 1 <= count <= total:
+        raise ValueError(
+            f"pairs must be from 1 to {total}, which is what {steps} steps of the teacher give; got {count}"
+        )
 
 
 def draw_pairs(
@@ -62,11 +98,7 @@ def draw_pairs(
         second = torch.full_like(first, steps)
     if count is None or count == total:
         return first.expand(len(index), -1), second.expand(len(index), -1)
-    if not 1 <= count <= total:
-        raise ValueError(
-            f"pairs_per_trajectory must be from 1 to {total}, which is what {steps} steps of the teacher "
-            f"give; got {count}"
-        )
+    check_pairs(count, steps, two_times)
     draws = rng.uniform(seed, step, index, (total,), name + "pairs", torch.float64)  # (B, total)
     chosen = draws.argsort(dim=1)[:, :count]
     return first[chosen], second[chosen]
@@ -133,3 +165,30 @@ def mean_flow_pair_error(
     """
     slope = (z - end) / expand(t - r, z)
     return squared_error(model(z, t, t - r, label), slope, "mean")
+
+
+def mid_training_error(
+    model: Any,
+    trajectory: Trajectory,
+    i: Tensor,
+    j: Tensor,
+    label: Tensor | None = None,
+    *,
+    distance: Any = None,
+) -> Tensor:
+    """The error of each pair (B * K,) of a student, item after item.
+
+    Args:
+        model: `zoo.flow.PreconditionedNetwork` of the student, on the trajectory's path.
+        trajectory: States (M + 1, B, ...) and times (M + 1,).
+        i: Places (B, K) of the noisier states.
+        j: Places (B, K) of the cleaner states; for a consistency student the last.
+        label: Classes (B,) of the trajectories, or None.
+        distance: d of the loss of a consistency student; None for a mean-flow student.
+    """
+    label = None if label is None else label.repeat_interleave(i.shape[1])
+    if distance is None:
+        z, end, t, r = take_pairs(trajectory, i, j)
+        return mean_flow_pair_error(model, z, t, end, r, label)
+    z, t = take_states(trajectory, i)
+    return consistency_error(model, z, t, trajectory.states[-1], distance, label)

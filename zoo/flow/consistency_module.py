@@ -6,13 +6,16 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from typing_extensions import override
 
-from zoo.flow.consistency import consistency_target, continuous_tangent
-from zoo.flow.consistency_objectives import ContinuousConsistency, DiscreteConsistency
-from zoo.flow.flow_module import FlowModule, checked_levels, frozen, with_boundary
-from zoo.flow.paths import Path, TrigonometricPath
-from zoo.flow.preconditioned_network import PreconditionedNetwork
-from zoo.flow.preconditioning import DataPrediction, EDMPreconditioning, Preconditioning
+from zoo.base import as_dataclass
+from zoo.flow.consistency_losses import continuous_loss, discrete_loss
+from zoo.flow.consistency_objectives import ContinuousConsistency, DiscreteConsistency, objective_path
+from zoo.flow.flow_module import FlowModule
+from zoo.flow.frozen_module import frozen
+from zoo.flow.paths import Path
+from zoo.flow.preconditioning import EDMPreconditioning, Preconditioning
+from zoo.flow.samplers import ConsistencySampler
 from zoo.flow.teacher import Teacher
 
 
@@ -32,11 +35,7 @@ class ConsistencyModel(FlowModule):
         sigma_data: Standard deviation of the data's values, for the trigonometric path and the "edm" weight;
             the preconditioning's if it has one, else 0.5.
         label_dropout: Probability that an item trains unconditionally.
-        sample_steps: Steps of the samples that `predict` makes.
-        sample_levels: Noise levels of the first steps of samples; with more steps than levels, they are in
-            geometric progression from 80 to 0.002.
-        sample_boundary: Noise level up to which sampling keeps data as they are; null for that of training.
-            ECT's official code trains with none and samples with 0.003.
+        sampler: How `sample` and `predict` draw.
         compile: Compile the network for the training pass.
         optimizer: Builds the optimizer from the trainable parameters.
         lr_scheduler: Builds a schedule from the optimizer; it is stepped after every update.
@@ -48,15 +47,14 @@ class ConsistencyModel(FlowModule):
     def __init__(
         self,
         network: nn.Module,
+        *,
         preconditioning: Preconditioning | None = None,
         objective: DiscreteConsistency | ContinuousConsistency | None = None,
         teacher: Teacher | None = None,
         path: Path | None = None,
         sigma_data: float | None = None,
         label_dropout: float = 0.0,
-        sample_steps: int = 1,
-        sample_levels: list[float] = [80.0, 0.8],
-        sample_boundary: float | None = None,
+        sampler: ConsistencySampler = ConsistencySampler(),
         compile: bool = False,
         optimizer: OptimizerCallable = torch.optim.RAdam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -67,39 +65,27 @@ class ConsistencyModel(FlowModule):
         # Arguments keep their values here: what a checkpoint keeps is what was given.
         chosen = EDMPreconditioning() if preconditioning is None else preconditioning
         goal = DiscreteConsistency() if objective is None else objective
-        if isinstance(chosen, DataPrediction):
-            raise ValueError(
-                "DataPrediction does not keep clean data as they are, which a consistency model must: use "
-                "EDMPreconditioning or VelocityPrediction"
-            )
+        drawn = as_dataclass(ConsistencySampler, sampler, "sampler")
+        drawn.preconditioning(chosen)  # refuses a boundary that it does not have
         scale = float(getattr(chosen, "sigma_data", 0.5)) if sigma_data is None else sigma_data
-        states = path
-        if isinstance(goal, ContinuousConsistency):
-            if path is not None and not isinstance(path, TrigonometricPath):
-                raise ValueError(f"a continuous objective trains on the trigonometric path, got path={path}")
-            if getattr(chosen, "boundary", 0) > 0:
-                raise ValueError(f"a continuous objective keeps data at the level 0, got {chosen}")
-            states = TrigonometricPath(scale) if path is None else path
         super().__init__(
             network,
-            chosen,
-            states,
-            False,
-            label_dropout,
-            sample_steps,
-            compile,
-            optimizer,
-            lr_scheduler,
-            init_from,
-            init_weights,
-            seed,
+            preconditioning=chosen,
+            path=objective_path(goal, chosen, path, scale),
+            two_times=False,
+            label_dropout=label_dropout,
+            sampler=drawn,
+            compile=compile,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            init_from=init_from,
+            init_weights=init_weights,
+            seed=seed,
         )
         self.save_hyperparameters()
         self.objective = goal
         self.sigma_data = scale
         self._trained = 0
-        self._sampling = with_boundary(chosen, sample_boundary)
-        self.sample_levels = checked_levels(sample_levels)
         if teacher is not None:
             self._frozen["teacher"] = teacher
         self.target_network: nn.Module | None = None
@@ -111,8 +97,8 @@ class ConsistencyModel(FlowModule):
         else:
             self.uncertainty = goal.uncertainty
 
+    @override
     def on_fit_start(self) -> None:
-        """Takes the initial weights, for the average that gives the targets too."""
         super().on_fit_start()
         if self.target_network is not None and self.trainer.ckpt_path is None:
             self.target_network.load_state_dict(self.network.state_dict())
@@ -127,6 +113,7 @@ class ConsistencyModel(FlowModule):
             averages = tuple(self.target_network.parameters())
             torch._foreach_lerp_(averages, tuple(self.network.parameters()), 1 - decay)
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remembers how far training was: a test draws the levels of that moment."""
         self._trained = int(checkpoint["global_step"])
@@ -136,81 +123,33 @@ class ConsistencyModel(FlowModule):
         """Updates so far."""
         return max(self._trained, self.trainer.global_step)
 
+    @override
     def _loss(self, batch: Any, batch_idx: int, stage: str, step: int) -> Tensor:
-        x, label, index = self._unpack(batch, batch_idx)
-        index = index.cpu()  # waits for the device only where the index was moved there
-        if label is not None:
-            label, _ = self._drop_labels(label, index, stage, step)
-        noise = self._noise(self.seed, step, index, f"{stage}/noise", x.dtype)
+        items = self._prepare(batch, batch_idx, stage, step)
+        draws = (self.seed, step, items.index, f"{stage}/")
         if isinstance(self.objective, DiscreteConsistency):
-            loss, mse = self._discrete(self.objective, x, noise, label, index, stage, step)
+            loss, mse = discrete_loss(
+                self.model,
+                items,
+                self.objective,
+                # Their gap follows the training's progress, also where a validation draws fixed ones.
+                self.objective.levels(*draws, self.progress),
+                teacher=self.teacher,
+                target_network=self.target_network,
+                distance=self._frozen["distance"],
+                sigma_data=self.sigma_data,
+            )
         else:
-            loss, mse = self._continuous(self.objective, x, noise, label, index, stage, step)
-        training = stage == "train"
-        self.log(f"{stage}/loss", loss.detach(), batch_size=len(x), sync_dist=not training)
-        self.log(f"{stage}/mse", mse, batch_size=len(x), sync_dist=not training, prog_bar=training)
+            loss, mse = continuous_loss(
+                self.model,
+                items,
+                self.objective,
+                self.objective.levels(*draws),
+                teacher=self.teacher,
+                uncertainty=self.uncertainty,
+                progress=self.progress,
+            )
+        training, size = stage == "train", len(items.x)
+        self.log(f"{stage}/loss", loss.detach(), batch_size=size, sync_dist=not training)
+        self.log(f"{stage}/mse", mse, batch_size=size, sync_dist=not training, prog_bar=training)
         return loss
-
-    def _discrete(
-        self,
-        objective: DiscreteConsistency,
-        x: Tensor,
-        noise: Tensor,
-        label: Tensor | None,
-        index: Tensor,
-        stage: str,
-        step: int,
-    ) -> tuple[Tensor, Tensor]:
-        # The gap of the levels follows the training's progress, also where a validation draws fixed ones.
-        levels = objective.levels(self.seed, step, index, f"{stage}/", self.progress)
-        s, lower = (self._to_device(level, x.dtype) for level in levels)
-        t, r = (self._to_device(self.path.time_of(level), x.dtype) for level in levels)
-        model = self.model
-        z = self.path.interpolate(x, noise, t)
-        if self.teacher is None:
-            end = self.path.interpolate(x, noise, r)
-        else:
-            end = self.teacher.step(self.path, z, t, r, label, objective.second_order)
-        of = self.network if self.target_network is None else self.target_network
-        target = consistency_target(
-            PreconditionedNetwork(of, self.preconditioning, self.path), end, r, label, self.network
-        )
-        output = model.denoise(z, t, label)
-        weights = objective.weigh(s, lower, self.sigma_data)
-        loss = (weights * self._frozen["distance"](output, target)).mean()
-        return loss, (output.detach() - target).square().mean()
-
-    def _continuous(
-        self,
-        objective: ContinuousConsistency,
-        x: Tensor,
-        noise: Tensor,
-        label: Tensor | None,
-        index: Tensor,
-        stage: str,
-        step: int,
-    ) -> tuple[Tensor, Tensor]:
-        levels = objective.levels(self.seed, step, index, f"{stage}/")
-        s, t = self._to_device(levels, x.dtype), self._to_device(self.path.time_of(levels), x.dtype)
-        z = self.path.interpolate(x, noise, t)
-        if self.teacher is None:
-            velocity = self.path.velocity(x, noise, t)
-        else:
-            velocity = self.teacher.velocity(self.path, z, t, label)
-        model = self.model
-        output = model.velocity(z, t, label)  # sd F
-        warmup = 1.0 if objective.warmup == 0 else min(1.0, self.progress / objective.warmup)
-        tangent = continuous_tangent(
-            model, z, t, output.detach(), velocity, label, objective.derivative, warmup, objective.eps
-        )
-        sd = self.path.sigma_data  # type: ignore[attr-defined]
-        error = (output / sd - (output / sd + tangent).detach()).square().flatten(1).mean(1)  # (B,)
-        weights = 1 / s if objective.weight == "noise" else torch.ones_like(s)
-        loss = weights * error
-        if self.uncertainty is not None:
-            log_variance = self.uncertainty(s)
-            loss = loss * torch.exp(-log_variance) + log_variance
-        return loss.mean(), error.detach().mean()
-
-    def _sample(self, index: Tensor, label: Tensor | None, steps: int, seed: int) -> Tensor:
-        return self._sample_consistency(index, label, steps, seed, self.sample_levels, self._sampling)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from zoo.flow.consistency_times import GridLevels, RatioLevels
 from zoo.flow.distances import PseudoHuber
 from zoo.flow.noise_levels import LogNormalLevels, UniformLevels
+from zoo.flow.paths import Path, TrigonometricPath
+from zoo.flow.preconditioning import DataPrediction, Preconditioning
 from zoo.flow.tangent import FiniteDifference, total_derivative
 from zoo.flow.uncertainty import LogVariance
 
@@ -116,3 +118,29 @@ class ContinuousConsistency:
         self.weight: Literal["noise", "none"] = weight
         self.derivative = total_derivative if derivative is None else derivative
         self.uncertainty = uncertainty
+
+
+def objective_path(
+    objective: DiscreteConsistency | ContinuousConsistency,
+    preconditioning: Preconditioning,
+    path: Path | None,
+    sigma_data: float,
+) -> Path | None:
+    """The path that an objective trains on: a continuous one the trigonometric, a discrete one the given.
+
+    Raises:
+        ValueError: a continuous objective was given another path or a boundary, or the preconditioning does
+            not keep clean data.
+    """
+    if isinstance(preconditioning, DataPrediction):
+        raise ValueError(
+            "DataPrediction does not keep clean data as they are, which a consistency model must: use "
+            "EDMPreconditioning or VelocityPrediction"
+        )
+    if isinstance(objective, DiscreteConsistency):
+        return path
+    if path is not None and not isinstance(path, TrigonometricPath):
+        raise ValueError(f"a continuous objective trains on the trigonometric path, got path={path}")
+    if getattr(preconditioning, "boundary", 0) > 0:
+        raise ValueError(f"a continuous objective keeps data at the level 0, got {preconditioning}")
+    return TrigonometricPath(sigma_data) if path is None else path

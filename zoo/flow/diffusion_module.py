@@ -1,28 +1,19 @@
-"""The LightningModule `Diffusion`: denoising score matching and flow matching, the first stage of all others.
-
-One loss serves them: the squared error of the network's output F against the output at which the model would
-be right (`Preconditioning.target`).
-
-* EDM (Karras et al. 2022, arXiv 2206.00364): F with unit weight *is* the loss lambda(s) |D - x|^2 with
-  lambda = (s^2 + sd^2) / (s sd)^2, since lambda c_out^2 = 1; the target is written without dividing by the
-  noise.
-* EDM2 (Karras et al. 2023, arXiv 2312.02696): the same over a learned variance of each noise level.
-* flow matching (Lipman et al. 2022, arXiv 2210.02747): the velocity e - x.
-"""
+"""The LightningModule `Diffusion`: from a batch to the loss of `zoo.flow.diffusion`, and to samples."""
 
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from typing_extensions import override
 
+from zoo.base import as_dataclass
+from zoo.flow.diffusion import diffusion_error
 from zoo.flow.flow_module import FlowModule
-from zoo.flow.mean_flow import squared_error
 from zoo.flow.noise_levels import LogNormalLevels, UniformLevels
 from zoo.flow.paths import Path
 from zoo.flow.preconditioning import EDMPreconditioning, Preconditioning
-from zoo.flow.solvers import Solver, default_solver, integrate
-from zoo.flow.time_grids import Grid, default_grid
+from zoo.flow.samplers import ODESampler
 from zoo.flow.uncertainty import LogVariance
 
 
@@ -46,9 +37,7 @@ class Diffusion(FlowModule):
             velocity), in the denoised "data", or in the "velocity".
         uncertainty: EDM2's learned variance of each noise level; None for none.
         label_dropout: Probability that an item trains unconditionally, for guidance.
-        solver: Solver of `sample`; DPM-Solver++ if not given.
-        grid: Its times, from noise to data.
-        sample_steps: Steps of the samples that `predict` makes.
+        sampler: Steps, solver and times of `sample` and `predict`.
         compile: Compile the network for the training pass.
         optimizer: Builds the optimizer from the trainable parameters.
         lr_scheduler: Builds a schedule from the optimizer; it is stepped after every update.
@@ -61,15 +50,14 @@ class Diffusion(FlowModule):
     def __init__(
         self,
         network: nn.Module,
+        *,
         preconditioning: Preconditioning | None = None,
         path: Path | None = None,
         levels: LogNormalLevels | UniformLevels | None = None,
         loss: Literal["output", "data", "velocity"] = "output",
         uncertainty: LogVariance | None = None,
         label_dropout: float = 0.1,
-        solver: Solver | None = None,
-        grid: Grid | None = None,
-        sample_steps: int = 12,
+        sampler: ODESampler = ODESampler(),
         compile: bool = False,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -79,17 +67,17 @@ class Diffusion(FlowModule):
     ) -> None:
         super().__init__(
             network,
-            EDMPreconditioning() if preconditioning is None else preconditioning,
-            path,
-            False,
-            label_dropout,
-            sample_steps,
-            compile,
-            optimizer,
-            lr_scheduler,
-            init_from,
-            init_weights,
-            seed,
+            preconditioning=EDMPreconditioning() if preconditioning is None else preconditioning,
+            path=path,
+            two_times=False,
+            label_dropout=label_dropout,
+            sampler=as_dataclass(ODESampler, sampler, "sampler"),
+            compile=compile,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            init_from=init_from,
+            init_weights=init_weights,
+            seed=seed,
         )
         self.save_hyperparameters()
         if getattr(self.preconditioning, "boundary", 0) > 0:
@@ -101,37 +89,16 @@ class Diffusion(FlowModule):
         self.levels = LogNormalLevels() if levels is None else levels
         self.space = loss
         self.uncertainty = uncertainty
-        self.solver, self.grid = solver, grid
 
+    @override
     def _loss(self, batch: Any, batch_idx: int, stage: str, step: int) -> Tensor:
-        x, label, index = self._unpack(batch, batch_idx)
-        index = index.cpu()  # waits for the device only where the index was moved there
-        if label is not None:
-            label, _ = self._drop_labels(label, index, stage, step)
-        t = self._to_device(self.path.time_of(self.levels(self.seed, step, index, f"{stage}/")), x.dtype)
-        noise = self._noise(self.seed, step, index, f"{stage}/noise", x.dtype)
-        model = self.model
-        z = self.path.interpolate(x, noise, t)
-        target = self.preconditioning.target(self.path, x, noise, t)
-        error = squared_error(model.output(z, t, None, label), target, "mean")  # (B,)
-        if self.space != "output":
-            preconditioning = self.preconditioning
-            _, out = (preconditioning.denoiser if self.space == "data" else preconditioning.velocity)(
-                self.path, t
-            )
-            error = error if out is None else error * out.square()
-        loss = error
+        items = self._prepare(batch, batch_idx, stage, step)
+        t = items.place(self.path.time_of(self.levels(self.seed, step, items.index, f"{stage}/")))
+        loss = error = diffusion_error(self.model, items, t, self.space)  # (B,)
         if self.uncertainty is not None:
             log_variance = self.uncertainty(self.path.level_of(t))
             loss = error * torch.exp(-log_variance) + log_variance
-        loss = loss.mean()
-        sync = stage != "train"
-        self.log(f"{stage}/loss", loss.detach(), batch_size=len(x), sync_dist=sync)
-        self.log(f"{stage}/mse", error.detach().mean(), batch_size=len(x), sync_dist=sync, prog_bar=not sync)
+        loss, size, sync = loss.mean(), len(items.x), stage != "train"
+        self.log(f"{stage}/loss", loss.detach(), batch_size=size, sync_dist=sync)
+        self.log(f"{stage}/mse", error.detach().mean(), batch_size=size, sync_dist=sync, prog_bar=not sync)
         return loss
-
-    def _sample(self, index: Tensor, label: Tensor | None, steps: int, seed: int) -> Tensor:
-        times = (default_grid(self.path) if self.grid is None else self.grid)(steps, self.path)
-        solver = default_solver(steps) if self.solver is None else self.solver
-        noise = self._noise(seed, 0, index, "sample/noise")
-        return integrate(self.model, solver, float(self.path.sigma(times[0])) * noise, times, label)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.flow.mean_flow import squared_error
+from zoo.flow.weighting import squared_error
 from zoo.metrics.features import RandomFeatures
 
 

@@ -11,12 +11,16 @@ equal to its teacher when it starts.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoo._modes import evaluating
 from zoo.flow.preconditioning import Preconditioning
+from zoo.flow.stored_network import read_stored_network
+from zoo.state_dicts import WeightReport, Weights, differences
 
 
 def hand_over(network: nn.Module, state: Mapping[str, Tensor]) -> str:
@@ -36,13 +40,13 @@ def hand_over(network: nn.Module, state: Mapping[str, Tensor]) -> str:
     own = network.state_dict()
     complete = getattr(network, "complete_state", None)
     state = dict(state) if complete is None else complete(dict(state))
-    if not _differences(own, state):
+    if not differences(own, state):
         network.load_state_dict(state)
         return f"all {len(state)} tensors taken"
     widen = getattr(network, "two_time_state", None)
     if getattr(network, "two_times", False) and widen is not None and not _has_second_time(network, state):
         wide = widen(state)
-        if not _differences(own, wide):
+        if not differences(own, wide):
             network.load_state_dict(wide)
             check_second_time_is_zero_initialized(network)
             return f"all {len(state)} tensors taken, and a zero-initialized second time input"
@@ -50,10 +54,34 @@ def hand_over(network: nn.Module, state: Mapping[str, Tensor]) -> str:
     elif not getattr(network, "two_times", True) and set(state) - set(own):
         raise ValueError(
             f"the weights do not fit {type(network).__name__} with one time input: "
-            f"{_differences(own, state)}. If they are of a network with two, their velocities depend on h: "
+            f"{differences(own, state)}. If they are of a network with two, their velocities depend on h: "
             "keep two_times=true"
         )
-    raise ValueError(f"the weights do not fit {type(network).__name__}: {_differences(own, state)}")
+    raise ValueError(f"the weights do not fit {type(network).__name__}: {differences(own, state)}")
+
+
+def take_network(
+    network: nn.Module, preconditioning: Preconditioning, file: Path, weights: Weights
+) -> WeightReport:
+    """Fills ``network`` from a checkpoint, or from a file that ``zoo convert`` made.
+
+    Args:
+        network: The network to fill.
+        preconditioning: What its output means.
+        file: A checkpoint of a module of zoo.flow, or a converted one.
+        weights: The average ("ema") or what the optimizer updated ("raw").
+
+    Returns:
+        What was taken, and what is new in the network.
+
+    Raises:
+        ValueError: the weights do not fit, or the output means another thing.
+    """
+    stored = read_stored_network(file, weights)
+    check_preconditioning(preconditioning, stored.preconditioning, str(file))
+    hand_over(network, stored.state)
+    new = tuple(name for name in network.state_dict() if name not in stored.state)
+    return WeightReport(matched=tuple(stored.state), missing=new, unexpected=(), mismatched=())
 
 
 def check_second_time_is_zero_initialized(network: nn.Module, items: int = 2) -> None:
@@ -67,12 +95,8 @@ def check_second_time_is_zero_initialized(network: nn.Module, items: int = 2) ->
     z = torch.randn(items, *network.shape, generator=generator).to(parameter)  # type: ignore[misc]
     t = torch.linspace(0.2, 0.9, items, device=parameter.device)
     label = None if network.num_classes is None else torch.zeros_like(t, dtype=torch.long)
-    modes = [module for module in network.modules() if module.training]
-    network.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(network):
         still, moved = network.forward(z, t, torch.zeros_like(t), label), network.forward(z, t, t, label)
-    for module in modes:
-        module.training = True
     if not still.equal(moved):
         raise RuntimeError(
             f"{type(network).__name__}.two_time_state gives weights whose output depends on h (by up to "
@@ -110,22 +134,3 @@ def _has_second_time(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
     """Whether ``state`` has all the names of the network with two time inputs, with its shapes or others."""
     own = network.state_dict()
     return own.keys() <= state.keys() and all(own[name].shape == state[name].shape for name in own)
-
-
-def _differences(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
-    parts = []
-    for words, names in (
-        ("missing", [name for name in own if name not in other]),
-        ("unknown", [name for name in other if name not in own]),
-        (
-            "of another shape",
-            [
-                f"{name} {tuple(other[name].shape)} for {tuple(own[name].shape)}"
-                for name in own
-                if name in other and own[name].shape != other[name].shape
-            ],
-        ),
-    ):
-        if names:
-            parts.append(f"{len(names)} {words} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
-    return "; ".join(parts)

@@ -15,6 +15,7 @@ everything); the items with r = t have no derivative to take.
 """
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -22,9 +23,13 @@ import torch
 from torch import Tensor
 
 from zoo import rng
-from zoo.flow.mean_flow import squared_error
+from zoo._modes import evaluating
+from zoo.flow.batch import FlowBatch
 from zoo.flow.paths import LinearPath, expand
-from zoo.flow.tangent import Derivative, evaluating, total_derivative
+from zoo.flow.samplers import Noise, sample_mean_flow
+from zoo.flow.tangent import Derivative, total_derivative
+from zoo.flow.time_grids import check_steps
+from zoo.flow.weighting import squared_error
 
 
 class GuidanceDraws:
@@ -57,6 +62,45 @@ class GuidanceDraws:
             rest = 1 - self.power
             omega = (1 + share * (self.largest**rest - 1)) ** (1 / rest)
         return torch.stack([omega, start / 2, (1 + end) / 2], dim=1)
+
+
+@dataclass(frozen=True)
+class GuidedMeanFlowSampler:
+    """Samples of the mean velocity, guided as the network is asked to.
+
+    Args:
+        steps: Number of steps.
+        omega: Strength of guidance; 1 disables it. Above 1 it needs a network that knows guidance.
+        start: First time of guidance.
+        end: Last time of guidance.
+    """
+
+    steps: int = 1
+    omega: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+        if not self.omega >= 1:
+            raise ValueError(f"omega must be at least 1 (1 disables guidance), got {self.omega}")
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(
+                f"start and end must satisfy 0 <= start <= end <= 1, got {self.start} and {self.end}"
+            )
+
+    def __call__(self, model: Any, noise: Noise, label: Tensor | None, steps: int | None = None) -> Tensor:
+        """Samples (B, ...) of ``model``, a `zoo.flow.PreconditionedNetwork`."""
+        z = noise(0)
+        if knows_guidance(model.network):
+            given = torch.tensor([[self.omega, self.start, self.end]], device=z.device)  # (1, 3)
+            model = partial(model, guidance=given.expand(len(z), -1))
+        return sample_mean_flow(model, z, label, self.steps if steps is None else steps)
+
+
+def knows_guidance(network: Any) -> bool:
+    """Whether guidance is an input of the network."""
+    return getattr(network, "guidance_embedder", None) is not None
 
 
 def velocity_head(model: Any) -> Literal["mean", "velocity"]:
@@ -99,55 +143,49 @@ def own_velocity(
 
 def improved_mean_flow_error(
     model: Any,
-    x: Tensor,
-    noise: Tensor,
-    t: Tensor,
-    h: Tensor,
-    label: Tensor | None = None,
+    batch: FlowBatch,
+    *,
     guidance: Tensor | None = None,
-    omega: Tensor | None = None,
-    count: int | None = None,
-    guided: Tensor | None = None,
-    reduction: Literal["sum", "mean"] = "sum",
     derivative: Derivative = total_derivative,
+    reduction: Literal["sum", "mean"] = "sum",
 ) -> tuple[Tensor, Tensor | None]:
     """The squared errors of V and of the head for velocities, of each item.
 
     Args:
         model: `zoo.flow.PreconditionedNetwork` on the linear path.
-        x: Data (B, ...).
-        noise: Standard normal (B, ...).
-        t: Times (B,) in [0, 1].
-        h: Steps t - r (B,), at least 0.
-        label: Classes (B,), or None.
-        guidance: What the network is given (B, 3): strengths, first and last times; None for a network that
-            knows no guidance.
-        omega: Strengths at the items' own times (B,): 1 where t is outside of the guidance's.
-        count: Promise that exactly the first ``count`` items have h > 0. None looks for them, which on a GPU
-            waits for the device.
-        guided: Which items are guided (R,): those with ``omega`` above 1 and a class. None for none.
-        reduction: Sum or mean over an item's values.
+        batch: Data, noise, times t in [0, 1] and steps h = t - r.
+        guidance: What the network is given (B, 3): strengths, first and last times, drawn where
+            ``batch.times`` were; None for a network that knows no guidance. Items are guided where the
+            strength is above 1, t is within the times, and the label was not dropped.
         derivative: How u is differentiated.
+        reduction: Sum or mean over an item's values.
 
     Returns:
         Two (B,) with gradient; the second is None for a network without a head for velocities.
     """
-    path = LinearPath()
-    z = path.interpolate(x, noise, t).to(x.dtype)
-    rows = t.new_empty(0, dtype=torch.long) if guided is None or label is None else guided
+    path, (t, h), label, count = LinearPath(), batch.mean_flow_times(), batch.label, batch.count
+    z = path.interpolate(batch.x, batch.noise, t).to(batch.x.dtype)  # (B, ...)
+    given = omega = None
+    rows = t.new_empty(0, dtype=torch.long)
+    if guidance is not None:
+        inside = batch.inside(guidance[:, 1], guidance[:, 2])
+        strength = torch.where(inside, guidance[:, 0], 1.0)  # (B,), at the items' own times
+        given, omega = batch.place(guidance), batch.place(strength)
+        if label is not None:
+            rows = batch.rows(strength > 1)  # (R,)
     own, free = own_velocity(model, z, t, label, omega, rows)
-    target = path.velocity(x, noise)
+    target = path.velocity(batch.x, batch.noise)
     if len(rows) and omega is not None:
         share = expand(1 - 1 / omega[rows], z)
         target = target.index_add(0, rows, (share * (own[rows] - free)).to(target.dtype))
     apart: slice | Tensor = slice(0, count) if count is not None else h.nonzero()[:, 0]
-    more = {} if guidance is None else {"guidance": guidance}
+    more = {} if given is None else {"guidance": given}
     both = velocity_head(model) == "velocity"
     output = model(z, t, h, label, **more, **({"head": "both"} if both else {}))
     mean, velocity = output if both else (output, None)
     slope = torch.zeros_like(mean)
     if len(t[apart]):
-        function = partial(model.eager, **({} if guidance is None else {"guidance": guidance[apart]}))
+        function = partial(model.eager, **({} if given is None else {"guidance": given[apart]}))
         with evaluating(model):
             slope[apart] = derivative(
                 function, z[apart], t[apart], h[apart], own[apart], None if label is None else label[apart]

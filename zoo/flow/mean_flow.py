@@ -6,7 +6,7 @@ Geng, Deng, Bai, Kolter, He 2025, "Mean Flows for One-step Generative Modeling",
   11),
 * classifier-free guidance inside the target (equations 19 to 21, and its form with kappa in appendix B),
 * the adaptive weight 1 / (L + eps)^p of each item's squared error L (appendix B.2; p = 1 makes the loss about
-  flat, so watch L itself).
+  flat, so watch L itself) is in `zoo.flow.weighting`.
 
 Where we differ from the official code: it differentiates through one pass over the whole batch that also
 gives the target. Here the derivative du/dt is taken without gradient, on the items with r != t alone, and the
@@ -17,67 +17,109 @@ target.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from zoo._modes import evaluating
+from zoo.flow.batch import FlowBatch
 from zoo.flow.paths import LinearPath, expand
-from zoo.flow.tangent import Derivative, eager, evaluating, total_derivative
+from zoo.flow.tangent import Derivative, FiniteDifference, eager, total_derivative
+from zoo.flow.teacher import Teacher
+from zoo.flow.weighting import squared_error
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance inside the target of mean flow; its effective scale is omega / (1 - kappa).
+
+    Args:
+        omega: Share of the data's velocity. 1 with kappa 0 disables guidance.
+        kappa: Share of the network's own conditional velocity.
+        start: Guide only where t is at least this.
+        end: Guide only where t is at most this.
+    """
+
+    omega: float = 1.0
+    kappa: float = 0.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(
+                f"start and end must satisfy 0 <= start <= end <= 1, got {self.start} and {self.end}"
+            )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is guided."""
+        return self.omega != 1 or self.kappa != 0
+
+
+@dataclass(frozen=True)
+class MeanFlowTarget:
+    """What the mean velocity regresses on: v - h du/dt, of which velocity v and how du/dt is taken.
+
+    Args:
+        teacher: A frozen model whose (guided) velocities take the place of the data's e - x, as in MFD: the
+            target has no variance then. None trains from data, as in MFT.
+        tangent: Along what the derivative is taken: the velocity that is learned ("data"), or the network's
+            own velocity at h = 0 ("network"), as in improved mean flow.
+        derivative: How it is taken; exactly, by forward mode, if not given.
+    """
+
+    teacher: Teacher | None = None
+    tangent: Literal["data", "network"] = "data"
+    derivative: FiniteDifference | None = None
+
+    def __post_init__(self) -> None:
+        if self.tangent not in ("data", "network"):
+            raise ValueError(f"tangent must be 'data' or 'network', got {self.tangent!r}")
 
 
 def mean_flow_error(
     network: Any,
-    x: Tensor,
-    noise: Tensor,
-    t: Tensor,
-    h: Tensor,
-    label: Tensor | None = None,
-    count: int | None = None,
-    guided: Tensor | None = None,
-    omega: float = 1.0,
-    kappa: float = 0.0,
-    reduction: Literal["sum", "mean"] = "sum",
+    batch: FlowBatch,
+    *,
+    guidance: Guidance | None = None,
     teacher: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
     tangent: Literal["data", "network"] = "data",
     derivative: Derivative = total_derivative,
+    reduction: Literal["sum", "mean"] = "sum",
 ) -> Tensor:
     """The squared error of each item: algorithm 1 of the paper, up to the adaptive weight.
 
     Args:
-        network: u(z, t, h, label), a module or a function. With ``guided`` it has an attribute
+        network: u(z, t, h, label), a module or a function. With ``guidance`` it has an attribute
             ``num_classes``.
-        x: Data (B, ...).
-        noise: Standard normal (B, ...).
-        t: Times (B,) in [0, 1], float32 or better whatever the dtype of the data.
-        h: Steps t - r (B,), at least 0, as ``t``.
-        label: Classes (B,), or None.
-        count: Promise that exactly the first ``count`` items have h > 0. None looks for them, which on a GPU
-            waits for the device.
-        guided: Which items have their velocity guided (R,): those inside the guidance interval whose label
-            was not dropped. None for no guidance.
-        omega: Guidance: share of the data's velocity.
-        kappa: Guidance: share of the network's conditional velocity.
-        reduction: Sum or mean over an item's values.
+        batch: Data, noise, times t in [0, 1] and steps h = t - r.
+        guidance: Guides the velocity of items within its times whose label was not dropped.
         teacher: v(z, t, label) of a frozen model, in place of the velocity e - x of the pair (MFD).
         tangent: Along what u is differentiated: the velocity of the target ("data"), or the network's own
             velocity u(z, t, 0) ("network"; improved mean flow).
         derivative: How it is differentiated: `total_derivative` or a `zoo.flow.FiniteDifference`.
+        reduction: Sum or mean over an item's values.
 
     Returns:
         (B,), with gradient to the network's parameters.
 
     >>> zero = lambda z, t, h, label: torch.zeros_like(z)  # its error is the square of the velocity e - x
-    >>> x, noise, one = torch.tensor([[1.0]]), torch.tensor([[4.0]]), torch.ones(1)
-    >>> mean_flow_error(zero, x, noise, t=one, h=one).item()
+    >>> one = torch.ones(1)
+    >>> mean_flow_error(zero, FlowBatch(x=one[None], noise=4 * one[None], t=one, h=one)).item()
     9.0
     """
-    path = LinearPath()
-    z = path.interpolate(x, noise, t).to(x.dtype)
-    velocity = path.velocity(x, noise) if teacher is None else teacher(z, t, label).to(x.dtype)
-    if guided is not None and label is not None:
-        velocity = guided_velocity(network, z, t, velocity, label, guided, omega, kappa)
-    target = mean_flow_target(network, z, t, h, velocity, label, count, tangent, derivative)
+    path, (t, h), label = LinearPath(), batch.mean_flow_times(), batch.label
+    z = path.interpolate(batch.x, batch.noise, t).to(batch.x.dtype)  # (B, ...)
+    velocity = path.velocity(batch.x, batch.noise) if teacher is None else teacher(z, t, label).to(z.dtype)
+    if guidance is not None and guidance.active and label is not None:
+        rows = batch.rows(batch.inside(guidance.start, guidance.end))  # (R,)
+        velocity = guided_velocity(network, z, t, velocity, label, rows, guidance.omega, guidance.kappa)
+    target = mean_flow_target(
+        network, z, t, h, velocity, label, count=batch.count, tangent=tangent, derivative=derivative
+    )
     return squared_error(network(z, t, h, label), target, reduction)
 
 
@@ -88,6 +130,7 @@ def mean_flow_target(
     h: Tensor,
     velocity: Tensor,
     label: Tensor | None = None,
+    *,
     count: int | None = None,
     tangent: Literal["data", "network"] = "data",
     derivative: Derivative = total_derivative,
@@ -192,37 +235,3 @@ def guided_velocity(
             unconditional, conditional = forward(*twice).chunk(2)
         guided = guide(velocity[rows], unconditional, conditional, omega, kappa)
         return velocity.index_copy(0, rows, guided.to(velocity.dtype))
-
-
-def squared_error(prediction: Tensor, target: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
-    """Squared error of each item (B,), summed or averaged over its values.
-
-    >>> squared_error(torch.tensor([[3.0, 1.0]]), torch.zeros(1, 2), "sum").item()
-    10.0
-    """
-    difference = prediction - target
-    precise = torch.promote_types(difference.dtype, torch.float32)  # a sum of squares drowns in bfloat16
-    squares = difference.to(precise).square().flatten(1)  # (B, values)
-    return squares.sum(1) if reduction == "sum" else squares.mean(1)
-
-
-def adaptive(error: Tensor, power: float, eps: float) -> Tensor:
-    """Weighs each item's error L by 1 / (L + eps)^power, a number without gradient.
-
-    The size of L matters here: a sum over an item's values is as many times the mean as there are values, so
-    ``eps`` means another thing with each reduction.
-
-    Args:
-        error: L (B,), not negative.
-        power: p; 0 leaves the error as it is, 1 makes all items pull alike.
-        eps: Keeps the weight of a perfect item finite.
-
-    Returns:
-        (B,).
-
-    >>> adaptive(torch.tensor([3.0]), power=0.5, eps=1.0).item()
-    1.5
-    """
-    if power == 0:
-        return error
-    return error / (error.detach() + eps) ** power

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zoo.flow import preconditioning as preconditionings
 from zoo.flow.preconditioning import Preconditioning, VelocityPrediction
 from zoo.io import load_checkpoint
+from zoo.state_dicts import checkpoint_weights
 
 
 class StoredNetwork(NamedTuple):
@@ -106,12 +107,7 @@ def network_state(checkpoint: Mapping[str, Any], weights: str) -> dict[str, Tens
     Raises:
         ValueError: there are none, or ``weights`` is neither name.
     """
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
-    # Lightning's WeightAveraging puts the average under `state_dict` and the raw weights beside it.
-    source = checkpoint["state_dict"]
-    if weights == "raw":
-        source = checkpoint.get("current_model_state", source)
+    source = checkpoint_weights(checkpoint, weights)
     prefix = "network."
     state = {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}
     if not state:

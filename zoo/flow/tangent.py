@@ -6,8 +6,6 @@ still: MeanFlow (Geng et al. 2025, arXiv 2505.13447), equation 8.
 
 import functools
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -15,21 +13,9 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from zoo._modes import evaluating
 from zoo.flow.dual_rules import FastRules
 from zoo.flow.paths import expand
-
-
-@contextmanager
-def evaluating(network: Any) -> Iterator[None]:
-    """Switches the modules of ``network`` that are in training mode to evaluation, and back at the end."""
-    modules = [m for m in network.modules() if m.training] if isinstance(network, nn.Module) else []
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.training = True
 
 
 def eager(network: Any) -> Any:

@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from zoo.base import ZooModule
 
@@ -41,13 +42,20 @@ class BigramTable(ZooModule):
     def __init__(
         self,
         n: int = 64,
+        *,
         optimizer: OptimizerCallable = torch.optim.SGD,
         lr_scheduler: LRSchedulerCallable | None = None,
         init_from: str | None = None,
         init_weights: Literal["ema", "raw"] = "ema",
         seed: int | None = None,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, init_from, init_weights, seed)
+        super().__init__(
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            init_from=init_from,
+            init_weights=init_weights,
+            seed=seed,
+        )
         self.save_hyperparameters()
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
@@ -58,6 +66,7 @@ class BigramTable(ZooModule):
         """Logits (B, 2) of the next tokens after ``first`` (B,)."""
         return F.embedding(first, self.theta)
 
+    @override
     def setup(self, stage: str) -> None:
         """Compares the table with the data before the first batch, where it costs no waiting for a device.
 
@@ -95,20 +104,21 @@ class BigramTable(ZooModule):
         distribution = batch["probabilities"].double()  # (B, 2)
         return -(distribution * self(batch["first"]).double().log_softmax(1)).sum(1)
 
+    @override
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The mean cross-entropy of a batch."""
         loss = self.loss(batch)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
+    @override
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Logs the exact losses under the distribution."""
         self._evaluate(batch, "val")
 
+    @override
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Logs the exact losses under the distribution."""
         self._evaluate(batch, "test")
 
+    @override
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Probabilities (B, 2) of the next tokens after each ``first`` (B,)."""
         return {"first": batch["first"], "probabilities": self(batch["first"]).softmax(1)}

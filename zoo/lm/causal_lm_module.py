@@ -1,25 +1,26 @@
 """The LightningModule `CausalLM`: any causal language model of transformers, of a config or of weights."""
 
-import math
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from typing_extensions import override
 
-from zoo.base import ZooModule
-from zoo.lm.forward import Prediction, forward_with_hooks
-from zoo.lm.generation import generate
+from zoo._modes import evaluating
+from zoo.base import as_dataclass, refuse_sharding
+from zoo.lm.checks import check_context, check_data, check_prompts, check_source, check_z_loss
+from zoo.lm.forward import Prediction, forward_with_hooks, generation_hooks, losses_with_hooks
+from zoo.lm.generation import Generation, generate
 from zoo.lm.hook_points import HookPoints
-from zoo.lm.hooks import IGNORED, call_hook, has_hook
-from zoo.lm.losses import log_partition, mean_over, next_token_losses
+from zoo.lm.hooks import call_hook, has_hook
+from zoo.lm.language_module import LanguageModule
 from zoo.lm.network import Attention, build_network, load_network, plain_config
 from zoo.lm.throughput import TokenRate
 from zoo.lm.weight_decay import decay_groups
 
 
-class CausalLM(ZooModule):
+class CausalLM(LanguageModule):
     """A language model that predicts each token from those before it.
 
     Batches are dicts with ``tokens`` (B, T + 1) int64, of which the first T are inputs and the last T
@@ -52,9 +53,7 @@ class CausalLM(ZooModule):
         z_loss: Coefficient of the mean of logsumexp(logits)^2, which keeps logits from drifting; 1e-4 in PaLM
             (Chowdhery et al. 2022, arXiv 2204.02311, section 5).
         hooks: Modules that listen to the model and may change what it computes (`zoo.lm.hooks`).
-        max_new_tokens: Tokens that `predict` adds to each prompt.
-        temperature: Of the draws of `predict`; 0 is greedy.
-        top_k: `predict` draws among the k most probable tokens; None for all.
+        generation: How `predict` and `generate` continue prompts.
         compile: Compile the network for the training pass.
         optimizer: Builds the optimizer from the two groups.
         lr_scheduler: Builds a schedule from the optimizer; it is stepped after every update.
@@ -71,14 +70,13 @@ class CausalLM(ZooModule):
     def __init__(
         self,
         config: dict[str, Any] | None = None,
+        *,
         pretrained: str | None = None,
         revision: str | None = None,
         attention: Attention = "sdpa",
         z_loss: float = 0.0,
         hooks: list[nn.Module] | None = None,
-        max_new_tokens: int = 64,
-        temperature: float = 1.0,
-        top_k: int | None = None,
+        generation: Generation = Generation(),
         compile: bool = False,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -86,36 +84,26 @@ class CausalLM(ZooModule):
         init_weights: Literal["ema", "raw"] = "ema",
         seed: int | None = None,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, init_from, init_weights, seed)
+        super().__init__(
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            init_from=init_from,
+            init_weights=init_weights,
+            seed=seed,
+        )
         self.save_hyperparameters()
-        if (config is None) == (pretrained is None):
-            given = "neither" if config is None else f"both (pretrained={pretrained!r})"
-            raise ValueError(
-                f"give exactly one of config, for random weights, and pretrained, for saved ones; got {given}"
-            )
-        if revision is not None and pretrained is None:
-            raise ValueError(
-                f"revision={revision!r} is of a pretrained model: give pretrained, or no revision"
-            )
-        if not (math.isfinite(z_loss) and z_loss >= 0):
-            raise ValueError(f"z_loss must be 0 or more, got {z_loss}")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, or null for all tokens, got {top_k}")
+        check_source(config, pretrained, revision)
+        check_z_loss(z_loss)
+        self.generation = as_dataclass(Generation, generation, "generation")
         self._loaded = pretrained is not None
-        if config is not None:
-            self.network = build_network(config, attention, self.seed)
+        if pretrained is None:
+            self.network = build_network(config or {}, attention, self.seed)
         else:
-            assert pretrained is not None
             self.network = load_network(pretrained, revision, attention, self.seed)
             # Checkpoints are of what was read; the logger keeps where from (`hparams_initial`).
             self.hparams.update(config=plain_config(self.network), pretrained=None, revision=None)
         self.hooks = nn.ModuleList([] if hooks is None else hooks)
         self.z_loss = z_loss
-        self.max_new_tokens, self.temperature, self.top_k = max_new_tokens, temperature, top_k
         self._compile = compile  # `compile` is a method of every module
         self._hook_points = HookPoints(self.network, self.hooks, attention)
         self._rate = TokenRate()
@@ -148,14 +136,6 @@ class CausalLM(ZooModule):
         call_hook(self.hooks, "on_forward_end", tokens, None, None)
         return made.log_probs if has_hook(self.hooks, "on_log_probs") else made.network_logits
 
-    def token_losses(self, batch: dict[str, Any]) -> Tensor:
-        """Cross-entropy (B, T) in nats of each target, masked ones included."""
-        return self._losses(batch)[0]
-
-    def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Mean cross-entropy in nats of the targets that count, without the z-loss: a scalar."""
-        return mean_over(self._losses(batch)[0], batch.get("mask"))
-
     @torch.no_grad()
     def generate(self, prompts: Tensor, index: Tensor, max_new_tokens: int | None = None) -> Tensor:
         """Continues ``prompts`` (B, P), numbered by ``index`` (B,), in evaluation mode.
@@ -173,12 +153,9 @@ class CausalLM(ZooModule):
         """
         from transformers import DynamicCache
 
-        count = self.max_new_tokens if max_new_tokens is None else max_new_tokens
-        if prompts.ndim != 2 or prompts.shape[1] < 1:
-            raise ValueError(f"prompts must be tokens (B, P) with P at least 1, got {tuple(prompts.shape)}")
-        self._check_context(
-            prompts.shape[1] + count - 1, f"{prompts.shape[1]} tokens of a prompt and {count} new"
-        )
+        drawn = self.generation
+        count = drawn.max_new_tokens if max_new_tokens is None else max_new_tokens
+        check_prompts(prompts, count, self.max_context)
         cache = DynamicCache(config=self._text_config())
 
         def step(tokens: Tensor) -> Tensor:
@@ -186,18 +163,10 @@ class CausalLM(ZooModule):
             call_hook(self.hooks, "on_forward_end", tokens, None, index)
             return log_probs[:, -1]
 
-        training = self.training
-        self.eval()
-        call_hook(self.hooks, "on_generation_start", index)
-        try:
-            # Lengths change with every token: compiled code would be rebuilt for them.
-            with torch.compiler.set_stance("force_eager"):
-                tokens = generate(step, prompts, index, count, self.seed, self.temperature, self.top_k)
-        finally:
-            call_hook(self.hooks, "on_generation_end")
-            self.train(training)
-        return tokens
+        with evaluating(self), generation_hooks(self.hooks, index):
+            return generate(step, prompts, index, count, self.seed, drawn.temperature, drawn.top_k)
 
+    @override
     def setup(self, stage: str) -> None:
         """Holds the data against the model before the first batch, and compiles the network if asked to.
 
@@ -205,147 +174,24 @@ class CausalLM(ZooModule):
             ValueError: The strategy shards the network; or the data have tokens that the model does not know
                 (or that are not those of a pretrained model), or are longer than its context.
         """
-        strategy = self.trainer.strategy
-        sharded = isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
-        if sharded or (isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3):
-            raise ValueError(f"CausalLM does not run under {type(strategy).__name__}: use strategy 'ddp'")
+        refuse_sharding(self, self.trainer.strategy)
         super().setup(stage)
-        vocab_size = getattr(self._data(), "vocab_size", None)
-        if vocab_size is not None and vocab_size > self.vocab_size:
-            raise ValueError(
-                f"the data have vocab_size={vocab_size} tokens, but the model knows {self.vocab_size}: give "
-                f"config.vocab_size at least {vocab_size}, or the data the tokenizer of the model"
-            )
-        if self._loaded and getattr(self._data(), "own_vocabulary", False) and vocab_size != self.vocab_size:
-            raise ValueError(
-                f"the data make tokens of their own, of {vocab_size} ids, and the pretrained model has a "
-                f"vocabulary of {self.vocab_size}: they mean something else to it. Give the data the model's "
-                "tokenizer (the folder with its tokenizer.json)"
-            )
-        context = getattr(self._data(), "context", None)
-        if context is not None:
-            self._check_context(context, f"the data's context={context}")
+        check_data(self._data(), self.vocab_size, self.max_context, self._loaded)
         if stage == "fit" and self._compile:
             self.network.compile()  # in place: parameters keep their names
 
-    def configure_optimizers(self) -> Any:
-        """The injected optimizer over the two groups of `decay_groups`; the schedule steps per update."""
+    @override
+    def parameter_groups(self) -> list[Any]:
         decayed, rest = decay_groups(self)
-        optimizer = self.optimizer([{"params": decayed}, {"params": rest, "weight_decay": 0.0}])
-        if self.lr_scheduler is None:
-            return optimizer
-        scheduler = self.lr_scheduler(optimizer)
-        made: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            made["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": made}
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """The mean cross-entropy of a batch, and the z-loss."""
-        losses, partition = self._losses(batch)
-        loss = mean_over(losses, batch.get("mask"))
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self._rate.count(losses.numel())
-        if partition is None:
-            return loss
-        penalty = mean_over(partition.square(), batch.get("mask"))
-        self.log("train/z_loss", penalty.detach())
-        return loss + self.z_loss * penalty
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Logs the loss of a batch."""
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Logs the loss of a batch."""
-        self._evaluate(batch, "test")
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Continues a batch of prompts.
-
-        Returns:
-            ``tokens`` (B, P + max_new_tokens), prompts included, ``index`` (B,), and ``text``, a string for
-            each, where the datamodule has `decode` and does not say ``decodes = False``.
-        """
-        tokens = self.generate(batch["tokens"], batch["index"])
-        made = {"tokens": tokens, "index": batch["index"]}
-        data = self._data()
-        decode = getattr(data, "decode", None) if getattr(data, "decodes", True) else None
-        return made if decode is None else made | {"text": [decode(row) for row in tokens.cpu()]}
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Opens a window of tokens/s."""
-        if not self._rate.running:
-            self._rate.start()
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Logs tokens/s where other values are logged."""
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
-        if every and self.trainer.global_step % every == 0 and self._rate.counted:
-            self.log("train/tokens_per_second", self._rate.read() * self.trainer.world_size)
-
-    def on_validation_start(self) -> None:
-        """Validation is not training: its time does not count."""
-        self._rate.stop()
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs what follows from the mean loss."""
-        self._summarize("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs what follows from the mean loss."""
-        self._summarize("test")
+        return [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
 
     def _predict(self, tokens: Tensor, index: Tensor | None, cache: Any = None) -> Prediction:
-        self._check_context(tokens.shape[1], f"tokens {tuple(tokens.shape)}")
+        check_context(tokens.shape[1], self.max_context, f"tokens {tuple(tokens.shape)}")
         return forward_with_hooks(self.network, self.hooks, self._hook_points, tokens, index, cache)
 
     def _losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Cross-entropies (B, T), and logsumexp of the logits (B, T) where the z-loss asks for it."""
-        if "tokens" not in batch:
-            raise ValueError(
-                "CausalLM needs batches with 'tokens' (B, T + 1), as the datamodule Text gives; this one has "
-                f"{sorted(batch)}"
-            )
-        tokens, index, mask = batch["tokens"], batch.get("index"), batch.get("mask")
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        made = self._predict(inputs, index)
-        losses = next_token_losses(made.log_probs, targets)
-        if has_hook(self.hooks, "on_forward_end"):
-            unmasked = targets if mask is None else targets.masked_fill(~mask.bool(), IGNORED)
-            call_hook(self.hooks, "on_forward_end", inputs, unmasked, index)
-        if self.z_loss == 0:
-            return losses, None
-        return losses, log_partition(made.network_logits, made.network_log_probs, targets)
-
-    def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
-        losses, mask = self._losses(batch)[0], batch.get("mask")
-        count = losses.numel() if mask is None else int(mask.sum())
-        # Weighed by tokens, so that the epoch's mean is one over all of them.
-        self.log(f"{stage}/loss", mean_over(losses, mask), batch_size=count, sync_dist=True, prog_bar=True)
-
-    def _summarize(self, stage: str) -> None:
-        bytes_per_token = getattr(self._data(), "bytes_per_token", None)
-        for name, loss in list(self.trainer.callback_metrics.items()):
-            if name.startswith(f"{stage}/loss"):  # one for each dataloader
-                self._log_as(name.replace("/loss", "/perplexity"), loss.exp())
-                if bytes_per_token is not None:
-                    bits = loss / (math.log(2) * bytes_per_token)
-                    self._log_as(name.replace("/loss", "/bits_per_byte"), bits)
-
-    def _log_as(self, name: str, value: Tensor) -> None:
-        self.log(name, value, add_dataloader_idx=False, sync_dist=True)
-
-    def _check_context(self, length: int, what: str) -> None:
-        if self.max_context is not None and length > self.max_context:
-            raise ValueError(
-                f"{what}: that is longer than the model's max_position_embeddings={self.max_context}. Raise "
-                "that in config, or shorten the data's context, the prompts or max_new_tokens"
-            )
+        return losses_with_hooks(batch, self._predict, self.hooks, with_partition=self.z_loss != 0)
 
     def _text_config(self) -> Any:
         config: Any = self.network.config
         return config.get_text_config()
-
-    def _data(self) -> Any:
-        return getattr(self.trainer, "datamodule", None)

@@ -1,11 +1,36 @@
 """Text one token at a time: each draw depends on (seed, item, position) alone, not on the rest of a batch."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from zoo import rng
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How prompts are continued: for how long, and from which distribution tokens are drawn.
+
+    Args:
+        max_new_tokens: Tokens that are added to each prompt.
+        temperature: Divides the log-probabilities; 0 is greedy.
+        top_k: Only the k most probable tokens may come; null for all.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, or null for all tokens, got {self.top_k}")
 
 
 def next_token(

@@ -36,6 +36,8 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
+from zoo._suggest import suggest
+
 HOOK_METHODS = (
     "on_generation_start",
     "on_forward_start",
@@ -89,19 +91,19 @@ def check_hooks(hooks: Iterable[nn.Module], layers: int | None) -> None:
     Raises:
         ValueError: no module, no hook, an unknown ``on_...``, or a ``layer`` that does not exist.
     """
-    from zoo.lm.network import nearest
-
     for place, hook in enumerate(hooks):
         name = f"hooks[{place}] ({type(hook).__name__})"
         if not isinstance(hook, nn.Module):
             raise ValueError(f"{name} must be an nn.Module, so that its parameters train and are saved")
         methods = {method for method in dir(hook) if method.startswith("on_")}
+        known = ", ".join(HOOK_METHODS)
         if unknown := sorted(methods - set(HOOK_METHODS)):
             raise ValueError(
-                f"{name} has {unknown[0]}, which nothing calls; {nearest(unknown[0], HOOK_METHODS)}"
+                f"{name} has {unknown[0]}, which nothing calls"
+                f"{suggest(unknown[0], HOOK_METHODS) or f'; known are {known}'}"
             )
         if not methods:
-            raise ValueError(f"{name} must have one of the methods {', '.join(HOOK_METHODS)}; it has none")
+            raise ValueError(f"{name} must have one of the methods {known}; it has none")
         if "on_attention" in methods:
             layer = getattr(hook, "layer", None)
             if not isinstance(layer, int):

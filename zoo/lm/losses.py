@@ -1,5 +1,7 @@
 """Losses of next tokens, in float32 and natural logarithms."""
 
+import math
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -45,3 +47,17 @@ def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:
         return values.mean()
     counted = mask.to(values.dtype)
     return (values * counted).sum() / counted.sum().clamp(min=1)
+
+
+def in_other_units(loss: Tensor, bytes_per_token: float | None) -> dict[str, Tensor]:
+    """Perplexity of a mean cross-entropy in nats and, where the text's bytes are known, bits per byte.
+
+    >>> import torch
+    >>> units = in_other_units(torch.tensor(math.log(8)), bytes_per_token=4)
+    >>> {unit: round(value.item(), 3) for unit, value in units.items()}
+    {'perplexity': 8.0, 'bits_per_byte': 0.75}
+    """
+    units = {"perplexity": loss.exp()}
+    if bytes_per_token is not None:
+        units["bits_per_byte"] = loss / (math.log(2) * bytes_per_token)
+    return units

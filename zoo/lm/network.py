@@ -5,7 +5,6 @@ kept and read by nobody), saved weights that leave parameters at random values, 
 """
 
 import copy
-import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+
+from zoo._suggest import suggest
 
 Attention = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
 
@@ -117,17 +118,6 @@ def plain_config(network: nn.Module) -> dict[str, Any]:
     }
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Advice that names what a misspelled name may have meant.
-
-    >>> nearest("hiden_size", ["hidden_size", "vocab_size"])
-    'did you mean hidden_size?'
-    """
-    known = sorted(known)
-    matches = difflib.get_close_matches(name, known, n=3)
-    return f"did you mean {' or '.join(matches)}?" if matches else f"known are {', '.join(known)}"
-
-
 def _transformers_config(config: dict[str, Any]) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -142,8 +132,8 @@ def _transformers_config(config: dict[str, Any]) -> Any:
         )
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(
-            f"config: model_type {model_type!r} is not a causal language model of transformers; "
-            + nearest(str(model_type), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+            f"config: model_type {model_type!r} is not a causal language model of transformers"
+            + _suggest_or_list(str(model_type), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         )
     known = _known_keys(model_type)
     for name in given:
@@ -151,8 +141,8 @@ def _transformers_config(config: dict[str, Any]) -> Any:
             raise ValueError(f"config must not hold {name!r}: that is said by {_SAID_ELSEWHERE[name]}")
         if name not in known:
             raise ValueError(
-                f"config: {model_type} knows no key {name!r} (transformers would ignore it); "
-                + nearest(name, known - _NOT_ARCHITECTURE)
+                f"config: {model_type} knows no key {name!r} (transformers would ignore it)"
+                + _suggest_or_list(name, known - _NOT_ARCHITECTURE)
             )
     try:
         return AutoConfig.for_model(model_type, **given)
@@ -178,6 +168,10 @@ def _saved_config(pretrained: str, revision: str | None) -> Any:
             f"pretrained={pretrained!r} is not a local folder, and no copy of such a model from the hub is "
             "on this machine: a check downloads nothing, give the folder of the model"
         ) from error
+
+
+def _suggest_or_list(name: str, known: Iterable[str]) -> str:
+    return suggest(name, known) or f"; known are {', '.join(sorted(known))}"
 
 
 def _known_keys(model_type: str) -> set[str]:

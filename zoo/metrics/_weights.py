@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.io import load_tensors
+from zoo.state_dicts import differences
 
 
 def read_weights(path: str | Path, argument: str) -> dict[str, Tensor]:
@@ -46,19 +47,6 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     Raises:
         ValueError: a name is missing, unknown, or has another shape.
     """
-    own = module.state_dict()
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = {
-        name: f"{tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & state.keys())
-        if state[name].shape != own[name].shape
-    }
-    if missing or unknown or shapes:
-        parts = [
-            f"{len(names)} {word} ({', '.join(list(names)[:3])}{', ...' if len(names) > 3 else ''})"
-            for word, names in (("missing", missing), ("unknown", unknown))
-            if names
-        ]
-        parts += [f"{name} is {shape}" for name, shape in list(shapes.items())[:3]]
-        raise ValueError(f"{source} does not fit {type(module).__name__}: {'; '.join(parts)}")
+    if found := differences(module.state_dict(), state):
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {found}")
     module.load_state_dict(state)

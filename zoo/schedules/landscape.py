@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo._modes import evaluating
+
 Loss = Callable[[Any, Any], Tensor]  # of a module and a batch: type(module).loss, say
 DEFAULT_POINTS = tuple(round(-0.2 + 0.1 * k, 1) for k in range(15))
 
@@ -28,17 +30,14 @@ def unchanged(module: nn.Module) -> Iterator[None]:
 
     It keeps one copy of the module's state.
     """
-    modes = [(part, part.training) for part in module.modules()]
     kept = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        with torch.no_grad():
-            for name, value in module.state_dict().items():
-                value.copy_(kept[name])
+    with evaluating(module):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in module.state_dict().items():
+                    value.copy_(kept[name])
 
 
 def interpolate(

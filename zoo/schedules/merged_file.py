@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zoo.io import atomic_path, load_checkpoint, load_tensors, save_tensors
 from zoo.schedules.merging import check_weights
+from zoo.state_dicts import checkpoint_weights
 
 Take = Literal["raw", "ema"]
 # What makes a checkpoint one to go on training from, which a mean of several is not.
@@ -91,9 +92,7 @@ def _open(path: Path, take: Take) -> Mapping[str, Tensor]:
             raise FileNotFoundError(f"no file of tensors at {path}")
         return load_tensors(path, lazy=True)[0]
     checkpoint = load_checkpoint(path, lazy=True)
-    source = checkpoint["state_dict"]
-    if take == "raw":
-        source = checkpoint.get("current_model_state", source)
+    source = checkpoint_weights(checkpoint, take)
     state: dict[str, Tensor] = {name: value for name, value in source.items() if isinstance(value, Tensor)}
     return state
 

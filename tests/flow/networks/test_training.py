@@ -50,7 +50,14 @@ def test_every_stage_trains_them(kind: str) -> None:
     preconditioning = EDMPreconditioning(0.5)
     fit(Diffusion(UNETS[kind](), preconditioning=preconditioning))
     goal = DiscreteConsistency(RatioLevels(q=4))
-    fit(ConsistencyModel(UNETS[kind](dropout=0.2), preconditioning, goal, path=VarianceExplodingPath()))
+    fit(
+        ConsistencyModel(
+            UNETS[kind](dropout=0.2),
+            preconditioning=preconditioning,
+            objective=goal,
+            path=VarianceExplodingPath(),
+        )
+    )
     fit(MeanFlow(UNETS[kind](two_times=True)))
 
 

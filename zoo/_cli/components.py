@@ -40,6 +40,7 @@ class Argument:
     type: str
     default: str | None  # None: required
     help: str
+    fields: tuple["Argument", ...] = ()  # of the dataclass of the zoo that the default is one of
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def _component(name: str, path: str, module: str) -> Component:
             "callbacks"  # of a Lightning callback, EMAWeightAveraging say, whose own bases are not followed
         )
     init = _initializer(module, node)
-    arguments = _arguments(*init, doc) if init else ()
+    arguments = _arguments(*init, doc) if init else _fields(module, node)
     if kind in ("networks", "parts") and ".networks." not in module:
         of_models = kind == "networks" or path.split(".")[1] not in _SHARED
         kind = "pieces" if of_models and not _is_record(node) and _is_piece(bases, arguments) else "parts"
@@ -225,10 +226,37 @@ def _arguments(module: str, function: ast.FunctionDef, doc: str) -> tuple[Argume
             type=_type(module, argument.annotation) if argument.annotation else "",
             default=None if default is None else _full_path(module, ast.unparse(default)),
             help=helps.get(argument.arg, ""),
+            fields=_fields_of_default(module, default),
         )
         for argument, default in pairs
         if argument.arg != "self"
     )
+
+
+def _fields(module: str, node: ast.ClassDef) -> tuple[Argument, ...]:
+    """The arguments of a dataclass; none of another class."""
+    if not _is_record(node):
+        return ()
+    helps = argument_help(ast.get_docstring(node) or "")
+    return tuple(
+        Argument(
+            name=field.target.id,
+            type=_type(module, field.annotation),
+            default=None if field.value is None else _full_path(module, ast.unparse(field.value)),
+            help=helps.get(field.target.id, ""),
+        )
+        for field in node.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    )
+
+
+def _fields_of_default(module: str, default: ast.expr | None) -> tuple[Argument, ...]:
+    """Those of ``Guidance()``, where that is a dataclass of the zoo: a config writes its fields as keys."""
+    if not isinstance(default, ast.Call) or default.args or default.keywords:
+        return ()
+    owner, name = _owner(module, default.func)
+    node = _definition(owner, name) if owner.startswith("zoo.") else None
+    return _fields(owner, node) if isinstance(node, ast.ClassDef) else ()
 
 
 def _type(module: str, annotation: ast.expr) -> str:

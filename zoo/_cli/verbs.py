@@ -138,7 +138,7 @@ def snippet(component: Component) -> str:
     body = [f"class_path: {component.path}"]
     if component.arguments:
         body.append("init_args:")
-        body += [_yaml_line(argument) for argument in (*required, *optional)]
+        body += [line for argument in (*required, *optional) for line in _yaml_lines(argument)]
     if component.kind == "callbacks":
         head, first, rest = "trainer:\n  callbacks+:\n", "    - ", "      "
     elif component.kind in ("models", "data"):
@@ -148,13 +148,16 @@ def snippet(component: Component) -> str:
     return head + "\n".join((first if number == 0 else rest) + line for number, line in enumerate(body))
 
 
-def _yaml_line(argument: Argument) -> str:
+def _yaml_lines(argument: Argument) -> list[str]:
+    if argument.fields:
+        inside = [f"  {line}" for field in argument.fields for line in _yaml_lines(field)]
+        return [f"  {argument.name}:  # {argument.type}", *inside]
     if argument.default is None:
-        return f"  {argument.name}:  # required: {argument.type}"
+        return [f"  {argument.name}:  # required: {argument.type}"]
     value = yaml_value(argument.default)
     if value is None:  # an expression, which YAML cannot say: leave it to the default
-        return f"  # {argument.name}: {argument.default}  # {argument.type}"
-    return f"  {argument.name}: {value}  # {argument.type}"
+        return [f"  # {argument.name}: {argument.default}  # {argument.type}"]
+    return [f"  {argument.name}: {value}  # {argument.type}"]
 
 
 def yaml_value(default: str) -> str | None:

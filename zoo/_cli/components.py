@@ -28,7 +28,7 @@ _ROOTS: dict[str, Kind] = {
     "Module": "networks",
 }
 # Plain modules, whose names are all public.
-_GROUND = ("zoo.base", "zoo.events", "zoo.io", "zoo.pickles", "zoo.rng", "zoo.run_logger", "zoo.runs")
+GROUND = ("zoo.base", "zoo.events", "zoo.io", "zoo.pickles", "zoo.rng", "zoo.run_logger", "zoo.runs")
 _SHARED = ("base", "callbacks", "datamodules", "io", "metrics", "rng", "runs")  # what stands beside the rooms
 
 
@@ -90,7 +90,7 @@ def components() -> tuple[Component, ...]:
     for package, names in public_names().items():
         for name, module in names.items():
             found.setdefault((module, name), _component(name, f"{package}.{name}", module))
-    for module in _GROUND:
+    for module in GROUND:
         for node in _tree(module).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
                 part = _component(node.name, f"{module}.{node.name}", module)

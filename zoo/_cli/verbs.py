@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from zoo._cli import configs
-from zoo._cli.components import Argument, Component, components, package_doc, packages
+from zoo._cli.components import GROUND, Argument, Component, components, package_doc, packages
 from zoo._cli.errors import CommandError, print_out, suggest
 
 _TITLES = {
@@ -51,8 +51,8 @@ def show(name: str) -> None:
     """Explains a component (docstring, arguments, YAML to paste) or prints a bundled config.
 
     Args:
-        name: A class or function (MeanFlow, or zoo.flow.MeanFlow), a package (zoo.flow), or a bundled config
-            (quickstart).
+        name: A class or function (MeanFlow, or zoo.flow.MeanFlow), a package or module (zoo.flow, zoo.io), or
+            a bundled config (quickstart).
     """
     if name in configs.names():
         print_out((configs.folder() / f"{name}.yaml").read_text(encoding="utf-8").rstrip())
@@ -62,7 +62,7 @@ def show(name: str) -> None:
         print_out()
         list_names("configs")
         return
-    if name in packages():
+    if name in (*packages(), *GROUND):
         list_package(name)
         return
     found = [c for c in components() if name in (c.name, c.path, f"{c.module}.{c.name}")]

@@ -73,8 +73,8 @@ def convex_bound(
         ValueError: factors that are negative, not finite or all zero; a D or G that is not positive;
             lengths that are not one for each factor, or below 1.
 
-    >>> from zoo.schedules import constant, wsd
-    >>> plans = constant(1000), wsd([1000], decay=1.0, min_ratio=0.0)
+    >>> from zoo.schedules import Decay, constant, wsd
+    >>> plans = constant(1000), wsd([1000], decay=Decay(1.0, min_ratio=0.0))
     >>> [round(convex_bound(plan.factors()).bound, 4) for plan in plans]
     [0.0921, 0.0634]
     """

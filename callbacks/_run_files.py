@@ -5,11 +5,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from zoo import events
-from zoo.runs import CHECKPOINT_KEY, files_state
+from zoo.run_files import CHECKPOINT_KEY, files_state
 
 
 class RunFiles(Callback):
-    """Notes in each checkpoint how far ``metrics.csv`` and ``events.jsonl`` have got (`zoo.runs.truncate`).
+    """Notes in each checkpoint how far ``metrics.csv`` and ``events.jsonl`` got (`zoo.run_files.truncate`).
 
     Args:
         session: How often the run was begun or resumed before (`zoo.runs.Resume`).

@@ -147,7 +147,7 @@ def interrupted_checkpoint(trainer: Trainer) -> Path:
 
 def _save(trainer: Trainer) -> None:
     if not _dry(trainer):
-        trainer.save_checkpoint(interrupted_checkpoint(trainer), weights_only=False)
+        trainer.save_checkpoint(interrupted_checkpoint(trainer))
 
 
 def _dry(trainer: Trainer) -> bool:

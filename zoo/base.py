@@ -22,7 +22,7 @@ from typing_extensions import override
 from zoo._hyperparameters import PlainHyperparameters
 from zoo._hyperparameters import as_dataclass as as_dataclass
 from zoo.events import display_path, record
-from zoo.io import find_checkpoint
+from zoo.runs import find_checkpoint
 from zoo.state_dicts import WeightReport as WeightReport
 from zoo.state_dicts import check_weights_name
 from zoo.state_dicts import load_weights as load_weights

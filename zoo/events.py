@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.io import EVENTS_FILE as EVENTS_FILE
 from zoo.io import append_json
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 _FIELDS = {"time", "step", "epoch", "event", "message"}  # of every event
+
+EVENTS_FILE = "events.jsonl"
 
 
 def run_folder(trainer: "Trainer") -> Path:

@@ -28,9 +28,6 @@ from zoo.archives import check_archive as check_archive
 if TYPE_CHECKING:
     from zoo.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
 
-RUN_LOCK = ".lock"  # in the folder of a run of `zoo fit`, while it lives and after
-EVENTS_FILE = "events.jsonl"  # what happened in a run, a line each (`zoo.events`)
-_ENDS = ("resumed", "completed")  # the last of these says whether a run is complete
 TEMPORARY = ".tmp-"  # what the names of unfinished files begin with; a killed process leaves one behind
 _SHA = "sha256:"  # prefix of our keys in a safetensors header
 
@@ -224,61 +221,6 @@ def _damage(names: Set[str], read: Callable[[str], Tensor] | None, sums: Mapping
         return missing
     changed = [name for name in sorted(sums) if name in names and sha256(read(name)) != sums[name]]
     return missing + [Damage(name, "differs from its sha256") for name in changed]
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that ``path`` names: a file, or that of the newest complete run below a folder.
-
-    A run of ``zoo fit`` is complete when it has said so in its ``events.jsonl``; the newest is the one that
-    completed last, and its checkpoint the one of most updates. Runs of other programs say nothing, and count
-    as complete at the time of their last file.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    path = Path(path)
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FileNotFoundError(f"no checkpoint at {path}, and no folder of that name to look in")
-    runs: dict[Path, list[Path]] = {}
-    for file in checkpoint_files(path):
-        runs.setdefault(_run_of(file), []).append(file)
-    if not runs:
-        raise FileNotFoundError(f"the folder {path} holds no checkpoint (no .ckpt file)")
-    completed = {run: time for run, files in runs.items() if (time := _completed(run, files)) is not None}
-    if not completed:
-        raise FileNotFoundError(
-            f"no run below {path} is complete ({', '.join(sorted(map(str, runs)))}): finish one with zoo fit "
-            "--resume RUN, or name a checkpoint file"
-        )
-    return max(runs[max(completed, key=lambda run: completed[run])], key=updates_of)
-
-
-def _run_of(checkpoint: Path) -> Path:
-    """The folder of the run that saved a checkpoint, if ``zoo fit`` did; else the folder that holds it."""
-    return next(filter(_is_run, checkpoint.parents), checkpoint.parent)
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / RUN_LOCK).is_file() and (folder / "config.yaml").is_file()
-
-
-def _completed(run: Path, checkpoints: list[Path]) -> float | None:
-    """When a run completed, in seconds of the clock; None if it did not."""
-    if not _is_run(run):
-        return max(file.stat().st_mtime for file in checkpoints)
-    events = run / EVENTS_FILE
-    ends = [row for row in read_json_lines(events) if row["event"] in _ENDS] if events.is_file() else []
-    return ends[-1]["time"] if ends and ends[-1]["event"] == "completed" else None
-
-
-def updates_of(checkpoint: Path) -> int:
-    """The updates that a checkpoint has; -1 if it cannot be read, which whoever loads it will say."""
-    try:
-        return int(peek_checkpoint(checkpoint)["global_step"])
-    except (ValueError, KeyError, TypeError):
-        return -1
 
 
 def checkpoint_files(folder: str | Path) -> list[Path]:

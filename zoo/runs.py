@@ -4,26 +4,30 @@
 will write again off ``metrics.csv`` and ``events.jsonl``, and goes on in the same folder.
 """
 
-import csv
 import fcntl
-import io
-import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from zoo._suggest import suggest
 from zoo.events import EVENTS_FILE
-from zoo.io import RUN_LOCK, atomic_write, check_archive, checkpoint_files, peek_checkpoint, remove_temporary
+from zoo.io import (
+    check_archive,
+    checkpoint_files,
+    peek_checkpoint,
+    read_json_lines,
+    remove_temporary,
+)
+from zoo.run_files import CHECKPOINT_KEY, METRICS_FILE
 
-CHECKPOINT_KEY = "run_files"
+RUN_LOCK = ".lock"  # in the folder of a run of `zoo fit`, while it lives and after
 CONFIG_FILE = "config.yaml"
-METRICS_FILE = "metrics.csv"
 HPARAMS_FILE = "hparams.yaml"
 FIRST_FILES = {CONFIG_FILE, EVENTS_FILE, HPARAMS_FILE, RUN_LOCK, METRICS_FILE}  # there before any update
+_ENDS = ("resumed", "completed")  # the last of these events says whether a run is complete
 
 
 class RunError(ValueError):
@@ -153,6 +157,62 @@ def is_launcher() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that ``path`` names: a file, or that of the newest complete run below a folder.
+
+    A run of ``zoo fit`` is complete when it has said so in its ``events.jsonl``; the newest is the one that
+    completed last, and its checkpoint the one of most updates. Runs of other programs say nothing, and count
+    as complete at the time of their last file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"no checkpoint at {path}, and no folder of that name to look in")
+    runs: dict[Path, list[Path]] = {}
+    for file in checkpoint_files(path):
+        runs.setdefault(_run_of(file), []).append(file)
+    if not runs:
+        raise FileNotFoundError(f"the folder {path} holds no checkpoint (no .ckpt file)")
+    completed = {run: time for run, files in runs.items() if (time := _completed(run, files)) is not None}
+    if not completed:
+        raise FileNotFoundError(
+            f"no run below {path} is complete ({', '.join(sorted(map(str, runs)))}): finish one with zoo fit "
+            "--resume RUN, or name a checkpoint file"
+        )
+    return max(runs[max(completed, key=lambda run: completed[run])], key=updates_of)
+
+
+def _run_of(checkpoint: Path) -> Path:
+    """The folder of the run that saved a checkpoint, if ``zoo fit`` did; else the folder that holds it."""
+    return next(filter(_says_when_complete, checkpoint.parents), checkpoint.parent)
+
+
+def _completed(run: Path, checkpoints: list[Path]) -> float | None:
+    """When a run completed, in seconds of the clock; None if it did not."""
+    if not _says_when_complete(run):
+        return max(file.stat().st_mtime for file in checkpoints)
+    events = run / EVENTS_FILE
+    ends = [row for row in read_json_lines(events) if row["event"] in _ENDS] if events.is_file() else []
+    return ends[-1]["time"] if ends and ends[-1]["event"] == "completed" else None
+
+
+def updates_of(checkpoint: Path) -> int:
+    """The updates that a checkpoint has; -1 if it cannot be read, which whoever loads it will say."""
+    try:
+        return int(peek_checkpoint(checkpoint)["global_step"])
+    except (ValueError, KeyError, TypeError):
+        return -1
+
+
+def _says_when_complete(folder: Path) -> bool:
+    """Whether a folder is that of a run of ``zoo fit``, whose lock stays in it."""
+    return (folder / RUN_LOCK).is_file() and (folder / CONFIG_FILE).is_file()
+
+
 class Save(NamedTuple):
     """A checkpoint of a run, in the run's own count of time.
 
@@ -193,66 +253,3 @@ def newest_checkpoint(found: Sequence[Save], warn: Callable[[str], object] = war
         else:
             return save.path
     return None
-
-
-def files_state(run: Path, row: int, session: int, order: int) -> dict[str, int]:
-    """What a checkpoint notes of the run's files.
-
-    Args:
-        run: The folder.
-        row: The ``step`` under which loggers write the update that the checkpoint ends with.
-        session: See `Resume`.
-        order: The number of the checkpoint in its session.
-    """
-    rows, events = max(_lines(run / METRICS_FILE) - 1, 0), _lines(run / EVENTS_FILE)
-    return {"row": row, "rows": rows, "events": events, "session": session, "order": order}
-
-
-def truncate(run: Path, checkpoint: dict[str, Any]) -> None:
-    """Cuts off ``metrics.csv`` and ``events.jsonl`` what a run resumed from ``checkpoint`` will write again.
-
-    Rows and events that were there when the checkpoint was saved stay. So do those written after it for the
-    updates that it holds: Lightning logs an update after the hook in which checkpoints are saved, an event
-    says what was saved once it is, and a resumed run writes neither again. Rows that the resumed run repeats
-    are left to `RunLogger`. A last line that a crash cut short goes. Files are replaced as a whole.
-
-    Args:
-        run: The folder.
-        checkpoint: Its contents. One that was not written by ``zoo fit`` is judged by its ``global_step``
-            alone.
-    """
-    step = int(checkpoint["global_step"])
-    state = checkpoint.get(CHECKPOINT_KEY) or {"row": step - 1, "rows": 0, "events": None}
-    metrics = run / METRICS_FILE
-    if metrics.is_file():
-        text = metrics.read_text(encoding="utf-8")
-        rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
-        there = state["rows"]
-        kept = [
-            row for n, row in enumerate(rows) if n < there or int(row["step"]) <= _last_step(row, state, step)
-        ]
-        if len(kept) < len(rows) or not metrics.read_bytes().endswith(b"\n"):
-            out = io.StringIO()
-            writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [])
-            writer.writeheader()
-            writer.writerows(kept)
-            atomic_write(metrics, out.getvalue() if rows else "")
-    log = run / EVENTS_FILE
-    if log.is_file():
-        text = log.read_text(encoding="utf-8")
-        lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
-        there = state["events"] or 0
-        lines = [line for n, line in enumerate(lines) if n < there or json.loads(line)["step"] <= step]
-        if (kept_text := "".join(lines)) != text:
-            atomic_write(log, kept_text)
-
-
-def _last_step(row: dict[str, str], state: dict[str, Any], updates: int) -> int:
-    """Up to which step a row is the past of a checkpoint; events are logged by updates done."""
-    event = any(name.startswith("event/") and value for name, value in row.items())
-    return updates if event else state["row"]
-
-
-def _lines(path: Path) -> int:
-    """Whole lines of a file; none if there is no file."""
-    return path.read_bytes().count(b"\n") if path.is_file() else 0

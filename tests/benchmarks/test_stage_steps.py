@@ -109,38 +109,26 @@ def both_halves() -> Callable[[], None]:
 
 
 def arms() -> dict[str, Callable[[], None]]:
-    pairs = BATCH // TRAJECTORIES
+    draws = TrajectoryDraws(pairs=BATCH // TRAJECTORIES)
     edm = EDMPreconditioning(0.75)
     return {
         "flow matching": update(Diffusion(network(False), preconditioning=VelocityPrediction(), seed=0)),
         "diffusion (EDM)": update(Diffusion(network(False), preconditioning=edm, seed=0)),
         "CMT, mean flow": update(
-            CMT(
-                network(True),
-                teacher(),
-                preconditioning=edm,
-                trajectories=TrajectoryDraws(pairs=pairs),
-                seed=0,
-            ),
+            CMT(network(True), teacher(), preconditioning=edm, trajectories=draws, seed=0),
             TRAJECTORIES,
         ),
         "CMT, consistency": update(
-            CMT(
-                network(False),
-                teacher(),
-                preconditioning=edm,
-                trajectories=TrajectoryDraws(pairs=pairs),
-                seed=0,
-            ),
+            CMT(network(False), teacher(), preconditioning=edm, trajectories=draws, seed=0),
             TRAJECTORIES,
         ),
         "CMT, mean flow, stored": update(
-            CMT(network(True), preconditioning=edm, trajectories=TrajectoryDraws(pairs=pairs), seed=0),
+            CMT(network(True), preconditioning=edm, trajectories=draws, seed=0),
             TRAJECTORIES,
             True,
         ),
         "CMT, consistency, stored": update(
-            CMT(network(False), preconditioning=edm, trajectories=TrajectoryDraws(pairs=pairs), seed=0),
+            CMT(network(False), preconditioning=edm, trajectories=draws, seed=0),
             TRAJECTORIES,
             True,
         ),

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo.io import find_checkpoint, load_checkpoint, read_json_lines
+from zoo.io import load_checkpoint, read_json_lines
+from zoo.runs import find_checkpoint
 
 FIT = ("fit", "--trust", "my_model", "--config", "small.yaml")
 

@@ -13,8 +13,9 @@ import yaml
 
 from zoo._cli.report import command
 from zoo.cli import main
+from zoo.run_files import files_state, truncate
 from zoo.run_logger import RunLogger
-from zoo.runs import RunError, RunLock, files_state, is_launcher, newest_checkpoint, saves, truncate
+from zoo.runs import RunError, RunLock, is_launcher, newest_checkpoint, saves
 
 FIT = ("fit", "--trust", "my_model", "--config", "small.yaml")
 

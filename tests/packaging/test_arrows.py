@@ -13,7 +13,8 @@ from zoo._lazy import table
 ROOMS = {"flow", "schedules", "recovery", "sinks", "instability", "vlm", "memory", "lm", "vision"}
 GROUND = {
     "_hyperparameters", "_lazy", "_modes", "_suggest", "archives", "attention", "base", "checkpoint_io",
-    "events", "hf", "import_policy", "io", "metrics", "pickles", "rng", "run_logger", "runs", "state_dicts",
+    "events", "hf", "import_policy", "io", "metrics", "pickles", "rng", "run_files", "run_logger", "runs",
+    "state_dicts",
 }  # fmt: skip
 COMMAND_LINE = {"cli", "_cli", "__main__"}
 
@@ -90,7 +91,7 @@ def lower_floors(root: Path) -> list[str]:
     return [
         module
         for module, path in sources(root)
-        if [*module.split("."), ""][1] in ROOMS | {"rng", "io", "runs", "pickles", "archives"}
+        if [*module.split("."), ""][1] in ROOMS | {"rng", "io", "run_files", "runs", "pickles", "archives"}
         and not module.endswith(("commands", "_module"))
     ]
 

@@ -28,7 +28,16 @@ _ROOTS: dict[str, Kind] = {
     "Module": "networks",
 }
 # Plain modules, whose names are all public.
-GROUND = ("zoo.base", "zoo.events", "zoo.io", "zoo.pickles", "zoo.rng", "zoo.run_logger", "zoo.runs")
+GROUND = (
+    "zoo.base",
+    "zoo.events",
+    "zoo.io",
+    "zoo.pickles",
+    "zoo.rng",
+    "zoo.run_files",
+    "zoo.run_logger",
+    "zoo.runs",
+)
 _SHARED = ("base", "callbacks", "datamodules", "io", "metrics", "rng", "runs")  # what stands beside the rooms
 
 

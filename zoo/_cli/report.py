@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo.events import EVENTS_FILE, display_path, run_folder
-from zoo.runs import CONFIG_FILE, METRICS_FILE, NamesFiles
+from zoo.run_files import METRICS_FILE
+from zoo.runs import CONFIG_FILE, NamesFiles
 
 _HOOKS = {"test": "test_step", "validate": "validation_step"}
 

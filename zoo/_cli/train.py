@@ -15,7 +15,8 @@ from zoo._cli.report import command, summary
 from zoo._cli.trainer_cli import ZooCLI, build
 from zoo.callbacks.graceful_stop import Interrupted, interrupted_checkpoint
 from zoo.io import load_checkpoint
-from zoo.runs import CONFIG_FILE, Resume, RunError, RunLock, open_run, truncate
+from zoo.run_files import truncate
+from zoo.runs import CONFIG_FILE, Resume, RunError, RunLock, open_run
 
 
 def run(verb: str, args: list[str], argv: Sequence[str], trusted: Sequence[str]) -> int:

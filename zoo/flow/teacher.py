@@ -20,7 +20,7 @@ from zoo.flow.preconditioning import Preconditioning
 from zoo.flow.solvers import MeanFlowSteps, Solver, Trajectory, default_solver, solve
 from zoo.flow.stored_network import read_stored_network
 from zoo.flow.time_grids import Grid, check_steps, default_grid
-from zoo.io import find_checkpoint
+from zoo.runs import find_checkpoint
 
 
 class Teacher(nn.Module):

@@ -23,7 +23,8 @@ from zoo.events import display_path
 from zoo.flow.paths import LinearPath, Path, TrigonometricPath, VarianceExplodingPath, bridge
 from zoo.flow.solvers import Trajectory
 from zoo.flow.teacher import Teacher
-from zoo.io import find_checkpoint, load_tensors, save_tensors, sha256
+from zoo.io import load_tensors, save_tensors, sha256
+from zoo.runs import find_checkpoint
 
 _PATHS: dict[str, type[Path]] = {
     made.__name__: made for made in (LinearPath, VarianceExplodingPath, TrigonometricPath)

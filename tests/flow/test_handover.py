@@ -202,7 +202,7 @@ class TestStages:
         assert Path(event["source"]).resolve() == pretrained.resolve() and event["weights"] == "ema"
         assert event["message"].startswith("the teacher has the ema weights of ")
 
-    def test_another_clock_is_refused_before_training(self, pretrained: Path) -> None:
+    def test_another_time_input_is_refused_before_training(self, pretrained: Path) -> None:
         module = MeanFlow(build("MLP", True, 5, torch.float32), init_from=str(pretrained))
         with pytest.raises(ValueError, match=r"init_from=.*EDMPreconditioning.*VelocityPrediction\(\): give"):
             Trainer(max_steps=1, **QUIET).fit(frozen(module), loader())
@@ -241,7 +241,7 @@ class TestStages:
         (ConsistencyModel, True, "ConsistencyModel trains a network with one time input"),
     ],
 )
-def test_clocks_are_checked_when_a_module_is_built(make: Any, two_times: bool, message: str) -> None:
+def test_time_inputs_are_checked_when_a_module_is_built(make: Any, two_times: bool, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(build("MLP", two_times))
 

@@ -147,7 +147,8 @@ def draw_batch(
         label_dropout: Probability that an item's label becomes ``null``.
         times: Draws (t, r), such as `MeanFlowTimes`; items with r < t then come first.
     """
-    (seed, step, name), t, h, count, dropped = draws, None, None, None, None
+    seed, step, name = draws
+    t = h = count = dropped = None
     if times is not None:
         t, r = times(seed, step, index, name)
         order = (r < t).argsort(descending=True, stable=True)

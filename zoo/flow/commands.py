@@ -10,7 +10,7 @@ def convert(
     dest: Path,
     weights: Literal["ema", "net"] = "ema",
     heads: int | None = None,
-    clock: Literal["data_at_0", "data_at_1"] | None = None,
+    time_direction: Literal["data_at_0", "data_at_1"] | None = None,
 ) -> None:
     """Converts a published checkpoint (EDM, EDM2, ECT, CMT, SiT, REPA, MeanFlow); nothing in it is executed.
 
@@ -19,13 +19,13 @@ def convert(
         dest: The .safetensors file to make.
         weights: The averaged weights (ema) or those the optimizer updated (net), where it has both.
         heads: Attention heads (of a U-Net: at its largest width), where the file does not say.
-        clock: Where the data of a transformer are, where the file does not say: data_at_1 for SiT.
+        time_direction: Where the data of a transformer are, where the file does not say: data_at_1 for SiT.
     """
     from zoo.flow.convert.convert import convert_checkpoint
 
-    info = convert_checkpoint(source, dest, weights, heads, clock)
+    info = convert_checkpoint(source, dest, weights, heads, time_direction)
     arguments = ", ".join(f"{name}={value}" for name, value in info["network"]["arguments"].items())
-    notes = "; its clock was turned around, the data are at t = 0" if info["clock_flipped"] else ""
+    notes = "; its time was reversed, the data are at t = 0" if info["time_reversed"] else ""
     if info["left_out"]:
         notes += f"; {len(info['left_out'])} tensors left out ({', '.join(info['left_out'][:3])}, ...)"
     sys.stdout.write(

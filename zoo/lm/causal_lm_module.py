@@ -52,7 +52,7 @@ class CausalLM(LanguageModule):
         attention: The backend of attention; what it supports is up to transformers, "eager" always works.
         z_loss: Coefficient of the mean of logsumexp(logits)^2, which keeps logits from drifting; 1e-4 in PaLM
             (Chowdhery et al. 2022, arXiv 2204.02311, section 5).
-        hooks: Modules that listen to the model and may change what it computes (`zoo.lm.hooks`).
+        hooks: Modules that read or modify attention and log-probabilities (`zoo.lm.hooks`).
         generation: How `predict` and `generate` continue prompts.
         compile: Compile the network for the training pass.
         optimizer: Builds the optimizer from the two groups.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.cli import main
 from zoo.flow import DiT, PreconditionedNetwork, SongUNet, hand_over
-from zoo.flow.convert import convert_checkpoint, flip_clock, load_converted, official_state
+from zoo.flow.convert import convert_checkpoint, load_converted, official_state, reverse_time
 from zoo.io import load_tensors, save_tensors
 
 every_unet = pytest.mark.parametrize("kind", UNETS)
@@ -55,7 +55,7 @@ def test_edm_pickles(kind: str, protocol: int, tmp_path: Path) -> None:
 
 @every_unet
 def test_a_teacher_from_a_pickle(kind: str, tmp_path: Path) -> None:
-    """D(x, s) = c_skip x + c_out F(c_in x, ln(s) / 4) with the official numbers; a student of two clocks."""
+    """D(x, s) = c_skip x + c_out F(c_in x, ln(s) / 4) with the official numbers; a student with h."""
     network = wake(UNETS[kind]())
     path = write_pickle(tmp_path / "x.pkl", {"ema": preconditioned(network)})
     convert_checkpoint(path, tmp_path / "x.safetensors")
@@ -97,7 +97,7 @@ def test_training_states_and_both_weights(old: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", ["ema", "net"])
 def test_mean_flow_of_cifar(weights: Any, tmp_path: Path) -> None:
-    """One state dict holds the network, its averages and a counter; the network has two clocks."""
+    """One state dict holds the network, its averages and a counter; the network has two time inputs."""
     sizes = {"input_size": 8, "width": 8, "width_multipliers": [1, 2], "blocks": 1, "attention_sizes": [4]}
     networks = {
         name: wake(
@@ -179,7 +179,7 @@ def test_other_protocols_and_subclasses_of_dict(tmp_path: Path) -> None:
 
 class TestTransformers:
     def sit(self, width: int = 16) -> tuple[DiT, dict[str, Tensor]]:
-        """A velocity network in SiT's clock, with twice the outputs: the second half are a variance."""
+        """A velocity network in SiT's direction of time; the second half of its outputs are a variance."""
         network = wake(dit(width, in_channels=2, heads=6 if width == 384 else 2))
         state = dict(network.state_dict())
         generator = torch.Generator().manual_seed(3)
@@ -196,21 +196,21 @@ class TestTransformers:
         torch.save(state if layout == "flat" else contents, tmp_path / "x.pt")
         info = convert_checkpoint(tmp_path / "x.pt", tmp_path / "x.safetensors", heads=2)
         got = load_converted(tmp_path / "x.safetensors")
-        assert info["clock_flipped"] and repr(got.preconditioning) == "VelocityPrediction()"
+        assert info["time_reversed"] and repr(got.preconditioning) == "VelocityPrediction()"
         z, t, label = inputs(network)
         assert torch.allclose(got.network(z, t, None, label), -network(z, 1 - t, None, label), atol=2e-5)
-        back = official_state(got.network, clock="data_at_1")
-        for name, value in network.state_dict().items():  # the clock was rounded to single precision twice
+        back = official_state(got.network, time_direction="data_at_1")
+        for name, value in network.state_dict().items():  # the time was rounded to single precision twice
             assert torch.allclose(back[name], value, atol=1e-6)
 
-    def test_the_clock_is_turned_exactly(self) -> None:
+    def test_the_time_is_reversed_exactly(self) -> None:
         network = wake(dit()).double()
         turned = dit().double().eval()
-        turned.load_state_dict(flip_clock(network.state_dict()))
+        turned.load_state_dict(reverse_time(network.state_dict()))
         z, t, label = inputs(network, torch.float64)
         expected = -network(z, 1 - t, None, label)
         assert (turned(z, t, None, label) - expected).abs().max() < 1e-13 * expected.abs().max()
-        again = flip_clock(turned.state_dict())
+        again = reverse_time(turned.state_dict())
         for name, value in network.state_dict().items():
             assert torch.allclose(again[name], value, rtol=0, atol=1e-14)
 
@@ -225,12 +225,12 @@ class TestTransformers:
         state = {**network.state_dict(), "projectors.0.0.weight": torch.zeros(3, 3)}
         torch.save({"ema": state, "model": state, "opt": {}, "steps": 5}, tmp_path / "x.pt")
         info = convert_checkpoint(tmp_path / "x.pt", tmp_path / "x.safetensors", heads=2)
-        assert info["left_out"] == ["projectors.0.0.weight"] and not info["clock_flipped"]
+        assert info["left_out"] == ["projectors.0.0.weight"] and not info["time_reversed"]
         z, t, label = inputs(network)
         got = load_converted(tmp_path / "x.safetensors").network
         assert got(z, t, None, label).equal(network(z, t, None, label))
 
-    def test_mean_flow_has_a_second_clock(self, tmp_path: Path) -> None:
+    def test_mean_flow_has_a_second_time_input(self, tmp_path: Path) -> None:
         network = wake(dit(two_times=True))
         state = official_state(network)
         assert (
@@ -241,15 +241,17 @@ class TestTransformers:
         z, t, label = inputs(network)
         got = load_converted(tmp_path / "x.safetensors").network
         assert got(z, t, 0.5 * t, label).equal(network(z, t, 0.5 * t, label))
-        with pytest.raises(ValueError, match="two clocks cannot be turned around"):
-            convert_checkpoint(tmp_path / "x.pt", tmp_path / "y.safetensors", heads=2, clock="data_at_1")
+        with pytest.raises(ValueError, match="two time inputs cannot be reversed"):
+            convert_checkpoint(
+                tmp_path / "x.pt", tmp_path / "y.safetensors", heads=2, time_direction="data_at_1"
+            )
         assert not (tmp_path / "y.safetensors").exists()
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"heads": 2}, "give clock=data_at_1 for SiT"),
-            ({"clock": "data_at_0"}, "width of 16 has: give heads"),
+            ({"heads": 2}, "give time_direction=data_at_1 for SiT"),
+            ({"time_direction": "data_at_0"}, "width of 16 has: give heads"),
         ],
     )
     def test_what_the_file_does_not_say_is_asked_for(
@@ -385,7 +387,7 @@ def test_what_is_long_in_words_is_refused_at_once(place: str, tmp_path: Path) ->
         torch.save({"ema": dit().state_dict(), "args": argparse.Namespace(path_type=shared())}, path)
     elif place == "version":
         path.write_bytes(b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, shared(), {})))
-    options: Any = {"heads": 2, "clock": "data_at_1"} if place == "path_type" else {}
+    options: Any = {"heads": 2, "time_direction": "data_at_1"} if place == "path_type" else {}
     started = time.monotonic()
     with suppress(ValueError) if place == "class_name" else pytest.raises(ValueError, match=r"\.\.\."):
         convert_checkpoint(path, tmp_path / "x.safetensors", **options)
@@ -470,10 +472,14 @@ def test_other_trainings_of_sit_are_refused(setting: str, good: str, bad: str, t
         contents = {"ema": dit().state_dict(), "args": argparse.Namespace(**{setting: value})}
         torch.save(contents, tmp_path / "x.pt")
         if value == good:
-            convert_checkpoint(tmp_path / "x.pt", tmp_path / "x.safetensors", heads=2, clock="data_at_1")
+            convert_checkpoint(
+                tmp_path / "x.pt", tmp_path / "x.safetensors", heads=2, time_direction="data_at_1"
+            )
             continue
         with pytest.raises(ValueError, match=f"it was trained with {setting}='{bad}', and only networks of"):
-            convert_checkpoint(tmp_path / "x.pt", tmp_path / "y.safetensors", heads=2, clock="data_at_1")
+            convert_checkpoint(
+                tmp_path / "x.pt", tmp_path / "y.safetensors", heads=2, time_direction="data_at_1"
+            )
 
 
 def test_files_that_were_not_converted_are_refused(tmp_path: Path) -> None:

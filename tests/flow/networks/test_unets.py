@@ -75,7 +75,7 @@ def test_labels(name: str) -> None:
 
 
 @every_network
-def test_one_clock_refuses_a_second(name: str) -> None:
+def test_one_time_input_refuses_a_second(name: str) -> None:
     network, given = build(name, two_times=False), inputs()
     with pytest.raises(ValueError, match="has one time input"):
         network(**given)

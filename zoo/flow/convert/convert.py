@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.flow.convert.attention import join_attention, split_attention
-from zoo.flow.convert.clock import drop_variance, flip_clock
-from zoo.flow.convert.layouts import AVERAGE, CURRENT, Clock, Recipe, recognize
+from zoo.flow.convert.layouts import AVERAGE, CURRENT, Recipe, TimeDirection, recognize
 from zoo.flow.convert.modules import Contents, contents, is_network, training_arguments
 from zoo.flow.convert.tensors import read_checkpoint
+from zoo.flow.convert.time_reversal import drop_variance, reverse_time
 from zoo.flow.networks.dhariwal_unet import DhariwalUNet
 from zoo.flow.networks.dit import DiT
 from zoo.flow.networks.edm2_unet import EDM2UNet
@@ -49,12 +49,12 @@ def convert_checkpoint(
     dest: str | Path,
     weights: Literal["ema", "net"] = "ema",
     heads: int | None = None,
-    clock: Clock | None = None,
+    time_direction: TimeDirection | None = None,
 ) -> dict[str, Any]:
     """Converts a published checkpoint into a safetensors file, without executing anything in it.
 
     Checkpoints of EDM, ECT, CMT, EDM2, SiT, REPA and MeanFlow (PyTorch) are known. The tensors keep their
-    types; a clock with the data at t = 1 (SiT) is turned around, so that `VelocityPrediction` reads it.
+    types; a time with the data at t = 1 (SiT) is reversed, so that `VelocityPrediction` reads it.
 
     Args:
         source: The checkpoint: a pickle, or a file of torch.save.
@@ -62,7 +62,7 @@ def convert_checkpoint(
         weights: The averaged weights ("ema") or those the optimizer updated ("net"), where it has both.
         heads: Attention heads (of a U-Net: at its largest width), where neither the file nor the published
             sizes say.
-        clock: Where a DiT's data are, where the file does not say.
+        time_direction: Where a DiT's data are, where the file does not say.
 
     Returns:
         What the header of the new file says.
@@ -83,7 +83,7 @@ def convert_checkpoint(
     try:
         found = contents(_select(value, weights))
         found.trained_with = training_arguments(value)
-        recipe = recognize(found, heads, clock)
+        recipe = recognize(found, heads, time_direction)
         state = _state(found, recipe)
     except ValueError as error:
         raise ValueError(f"{source} cannot be converted: {error}") from error
@@ -93,7 +93,7 @@ def convert_checkpoint(
         "source": Path(source).name,
         "source_sha256": _sha256(source),
         "weights": weights,
-        "clock_flipped": recipe.clock == "data_at_1",
+        "time_reversed": recipe.time_direction == "data_at_1",
         "left_out": recipe.left_out,
     }
     save_tensors(dest, state, {"zoo.flow": json.dumps(info)})
@@ -129,21 +129,21 @@ def load_converted(path: str | Path) -> Converted:
     return Converted(network.eval(), meaning(**reading), info)
 
 
-def official_state(network: nn.Module, clock: Clock = "data_at_0") -> dict[str, Tensor]:
+def official_state(network: nn.Module, time_direction: TimeDirection = "data_at_0") -> dict[str, Tensor]:
     """The weights of a network under the names of the official checkpoints.
 
     Args:
         network: A SongUNet, DhariwalUNet, EDM2UNet or DiT.
-        clock: Where the data of a DiT shall be: "data_at_1" gives SiT's layout (without a learned variance),
-            "data_at_0" that of REPA and MeanFlow.
+        time_direction: Where the data of a DiT shall be: "data_at_1" gives SiT's layout (without a learned
+            variance), "data_at_0" that of REPA and MeanFlow.
 
     Raises:
         ValueError: it is another network.
     """
     state = dict(network.state_dict())
     if isinstance(network, DiT):
-        if clock == "data_at_1":
-            return flip_clock(state)
+        if time_direction == "data_at_1":
+            return reverse_time(state)
         return {name.replace("h_embedder.", "r_embedder."): value for name, value in state.items()}
     if isinstance(network, SongUNet) and network.two_times:
         return {AVERAGE + name: value for name, value in split_attention(state).items()}
@@ -210,7 +210,7 @@ def _state(found: Contents, recipe: Recipe) -> dict[str, Tensor]:
         state = drop_variance(state, recipe.arguments["patch_size"], recipe.arguments["in_channels"])
     if recipe.attention_apart:
         state = join_attention(state)
-    return flip_clock(state) if recipe.clock == "data_at_1" else state
+    return reverse_time(state) if recipe.time_direction == "data_at_1" else state
 
 
 def _compare(expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:

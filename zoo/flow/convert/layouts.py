@@ -6,10 +6,10 @@ a few; whatever is left over, missing or of another shape is an error.
 * EDM, ECT, CMT (Karras et al. 2022, arXiv 2206.00364): ``model.*`` of a SongUNet or DhariwalUNet.
 * EDM2 (Karras et al. 2023, arXiv 2312.02696): ``unet.*``; the learned uncertainty ``logvar_*`` is left out.
 * SiT (Ma et al. 2024, arXiv 2401.08740), REPA (Yu et al. 2024, arXiv 2410.06940), MeanFlow in PyTorch: a DiT.
-  REPA's ``projectors.*`` are left out; the second clock of the latter is called ``r_embedder``.
-* MeanFlow on CIFAR-10 in PyTorch: a SongUNet with two clocks, in one state dict as ``net.*`` with its average
-  ``net_ema.*`` (and others of other decays, ``net_ema1.*`` and so on, which are not taken). Its attention has
-  queries, keys and values one after another, where EDM's alternate.
+  REPA's ``projectors.*`` are left out; the second time input of the latter is called ``r_embedder``.
+* MeanFlow on CIFAR-10 in PyTorch: a SongUNet with two time inputs, in one state dict as ``net.*`` with its
+  average ``net_ema.*`` (and others of other decays, ``net_ema1.*`` and so on, which are not taken). Its
+  attention has queries, keys and values one after another, where EDM's alternate.
 """
 
 import math
@@ -20,7 +20,7 @@ from typing import Any, Literal
 from zoo.flow.convert.modules import Contents
 from zoo.flow.convert.settings import check_settings, number, plain
 
-Clock = Literal["data_at_0", "data_at_1"]
+TimeDirection = Literal["data_at_0", "data_at_1"]
 CURRENT, AVERAGE = "net.", "net_ema."  # before the names of MeanFlow's CIFAR-10 network
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published widths of DiT and SiT
 
@@ -36,7 +36,7 @@ class Recipe:
         preconditioning: Name and numbers of what its output means.
         left_out: Names of tensors that have no place in the network.
         variance_rows: Whether the last layer has a second half of channels, a variance, to be left out.
-        clock: Where its data are.
+        time_direction: Where its data are.
         attention_apart: Whether queries, keys and values come one after another, rather than alternating.
     """
 
@@ -46,28 +46,30 @@ class Recipe:
     preconditioning: dict[str, Any]
     left_out: list[str] = field(default_factory=list)
     variance_rows: bool = False
-    clock: Clock = "data_at_0"
+    time_direction: TimeDirection = "data_at_0"
     attention_apart: bool = False
 
 
-def recognize(found: Contents, heads: int | None = None, clock: Clock | None = None) -> Recipe:
+def recognize(
+    found: Contents, heads: int | None = None, time_direction: TimeDirection | None = None
+) -> Recipe:
     """The recipe of a checkpoint.
 
     Args:
         found: What it holds.
         heads: Attention heads, where neither the file nor the published sizes say.
-        clock: Where a DiT's data are, where the file does not say.
+        time_direction: Where a DiT's data are, where the file does not say.
 
     Raises:
-        ValueError: it is of no known layout, of one that needs ``heads`` or ``clock``, or of a network with
-            settings that the networks here do not have.
+        ValueError: it is of no known layout, of one that needs ``heads`` or ``time_direction``, or of a
+            network with settings that the networks here do not have.
     """
-    recipe = _recipe(found, heads, clock)
+    recipe = _recipe(found, heads, time_direction)
     check_settings(found, recipe.network)
     return recipe
 
 
-def _recipe(found: Contents, heads: int | None, clock: Clock | None) -> Recipe:
+def _recipe(found: Contents, heads: int | None, time_direction: TimeDirection | None) -> Recipe:
     shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
     for prefix in ("model.", "unet.", "module.", CURRENT, AVERAGE, ""):
         inner = {name.removeprefix(prefix): s for name, s in shapes.items() if name.startswith(prefix)}
@@ -76,7 +78,7 @@ def _recipe(found: Contents, heads: int | None, clock: Clock | None) -> Recipe:
         if "map_layer0.weight" in inner and any(name.startswith("enc.") for name in inner):
             return _edm(found, inner, prefix, heads)
         if "x_embedder.proj.weight" in inner and "t_embedder.mlp.0.weight" in inner:
-            return _sit(found, inner, prefix, heads, clock)
+            return _sit(found, inner, prefix, heads, time_direction)
     first = ", ".join(list(shapes)[:3]) or "none at all"
     raise ValueError(
         f"its tensors ({first}) are of no known network: EDM, ECT, CMT, EDM2, SiT, REPA and MeanFlow "
@@ -149,7 +151,7 @@ def _sit(
     shapes: Mapping[str, Sequence[int]],
     prefix: str,
     heads: int | None,
-    clock: Clock | None,
+    time_direction: TimeDirection | None,
 ) -> Recipe:
     width, channels, patch, _ = shapes["x_embedder.proj.weight"]
     if "pos_embed" not in shapes or "final_layer.linear.weight" not in shapes:
@@ -169,14 +171,14 @@ def _sit(
             raise ValueError(f"nothing in it says how many heads a width of {width} has: give heads")
         heads = HEADS[width]
     variance = rows == 2 * patch * patch * channels
-    if clock is None:
+    if time_direction is None:
         aligned = any(name.startswith("projectors.") for name in shapes)
         if not (variance or two_times or aligned):
             raise ValueError(
-                "nothing in it says where its data are: give clock=data_at_1 for SiT, or clock=data_at_0 for "
-                "REPA and MeanFlow"
+                "nothing in it says where its data are: give time_direction=data_at_1 for SiT, or "
+                "time_direction=data_at_0 for REPA and MeanFlow"
             )
-        clock = "data_at_1" if variance and not two_times and not aligned else "data_at_0"
+        time_direction = "data_at_1" if variance and not two_times and not aligned else "data_at_0"
     classes = shapes.get("y_embedder.embedding_table.weight")
     arguments = {
         "input_size": math.isqrt(shapes["pos_embed"][1]) * patch,
@@ -196,7 +198,9 @@ def _sit(
         if not name.startswith("projectors.")
     }
     left_out = [prefix + name for name in shapes if name.startswith("projectors.")]
-    return Recipe("DiT", arguments, names, {"class": "VelocityPrediction"}, left_out, variance, clock)
+    return Recipe(
+        "DiT", arguments, names, {"class": "VelocityPrediction"}, left_out, variance, time_direction
+    )
 
 
 def _unet(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Turns the clock of a velocity network around, in its weights.
+"""Reverses the time of a velocity network, in its weights.
 
 SiT has the data at t = 1 and its velocity is data - noise; here, as in MeanFlow, the data are at t = 0 and it
 is noise - data: v(z, t) = -v_SiT(z, 1 - t). The features of a time are [cos(f t), sin(f t)], and those of
@@ -16,22 +16,22 @@ FIRST = "t_embedder.mlp.0.weight"
 LAST = ("final_layer.linear.weight", "final_layer.linear.bias")
 
 
-def flip_clock(state: Mapping[str, Tensor], max_period: float = 10_000.0) -> dict[str, Tensor]:
-    """The weights of a DiT of one clock with the times t and 1 - t exchanged and the output negated.
+def reverse_time(state: Mapping[str, Tensor], max_period: float = 10_000.0) -> dict[str, Tensor]:
+    """The weights of a DiT of one time input with the times t and 1 - t exchanged and the output negated.
 
     Args:
         state: State dict of a `DiT`.
         max_period: Longest period of its sinusoids, in units of 2 pi.
 
     >>> state = {FIRST: torch.tensor([[1.0, 2.0]]), LAST[0]: torch.ones(1, 1), LAST[1]: torch.ones(1)}
-    >>> [round(x, 4) for x in flip_clock(state)[FIRST][0].tolist()]  # cos 1 + 2 sin 1, sin 1 - 2 cos 1
+    >>> [round(x, 4) for x in reverse_time(state)[FIRST][0].tolist()]  # cos 1 + 2 sin 1, sin 1 - 2 cos 1
     [2.2232, -0.2391]
     """
     if missing := [name for name in (FIRST, *LAST) if name not in state]:
-        raise ValueError(f"the clock cannot be turned around: the state has no {', '.join(missing)}")
+        raise ValueError(f"the time cannot be reversed: the state has no {', '.join(missing)}")
     if any(name.startswith("h_embedder.") for name in state):
         raise ValueError(
-            "the clock of a network with two clocks cannot be turned around: h = t - r would be r - t"
+            "the time of a network with two time inputs cannot be reversed: h = t - r would be r - t"
         )
     weight = state[FIRST].double()  # (D, frequencies)
     half = weight.shape[1] // 2

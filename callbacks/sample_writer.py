@@ -1,27 +1,24 @@
 """What `zoo predict` of a generative model leaves: an ``.npz`` that FID tools read, and a picture."""
 
-import shutil
-import time
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 from typing_extensions import override
 
 from zoo import events
-from zoo.callbacks._only_one import only_one
 from zoo.callbacks._png import image_grid, point_cloud, save_blocks
+from zoo.callbacks._prediction_writer import JoiningWriter
 from zoo.io import atomic_path
 from zoo.metrics.inception import to_bytes
 
 _CHUNK = 1024  # samples that are held in memory at once
 
 
-class SampleWriter(Callback):
+class SampleWriter(JoiningWriter):
     """Writes the samples of ``zoo predict`` to ``samples.npz``, in the order of their global index.
 
     ``predict_step`` must return a dict with ``samples`` (B, ...), ``index`` (B,) and, if there are classes,
@@ -32,8 +29,8 @@ class SampleWriter(Callback):
 
     Samples pass through files, so that 50,000 images do not sit in memory (give ``--return_predictions
     false`` too). Over several processes each writes its share into the run folder, which they must all see;
-    items that a sampler repeated are written once. A run that is interrupted leaves no file;
-    neither does a `fast_dev_run`.
+    items that a sampler repeated are written once. A run that is interrupted leaves no file, and neither does
+    a `fast_dev_run`.
 
     Args:
         picture: How many of the first samples to draw in ``samples.png``; 0 for no picture.
@@ -41,99 +38,48 @@ class SampleWriter(Callback):
         scale: Width of an image pixel in the picture.
     """
 
+    required, optional = ("samples", "index"), ("label",)
+    shares = ".samples"
+
     def __init__(self, picture: int = 100, columns: int = 10, scale: int = 2) -> None:
         for name, value, least in (("picture", picture, 0), ("columns", columns, 1), ("scale", scale, 1)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        super().__init__()
         self.picture, self.columns, self.scale = picture, columns, scale
         self._index: list[Tensor] = []
         self._label: list[Tensor] = []
         self._file: Any = None
-        self._writing = False
-        self._started = 0.0
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "predict":
-            only_one(self, trainer, "they would write the same file")
+    def prepare(self, outputs: dict[str, Any]) -> tuple[np.ndarray, Tensor, Tensor | None]:
+        label = outputs.get("label")
+        values = np.ascontiguousarray(as_written(outputs["samples"]))
+        return values, outputs["index"].detach().cpu(), None if label is None else label.detach().cpu()
 
     @override
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._writing = not trainer.fast_dev_run  # type: ignore[attr-defined]
-        if not self._writing:
-            return
-        self._started = time.perf_counter()
-        folder = self._folder(trainer)
-        if trainer.is_global_zero:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-        trainer.strategy.barrier("samples")
-
-    @override
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Appends a batch to this process's share."""
-        if not isinstance(outputs, dict) or not {"samples", "index"} <= outputs.keys():
-            raise TypeError(
-                "SampleWriter needs a predict_step that returns a dict with 'samples' and 'index' (and "
-                f"'label'); {type(pl_module).__name__} returned {type(outputs).__name__}"
-            )
-        if not self._writing:
-            return
-        values = as_written(outputs["samples"])
+    def write(self, trainer: Trainer, prepared: tuple[np.ndarray, Tensor, Tensor | None]) -> None:
+        values, index, label = prepared
         if self._file is None:
-            self._file = open(self._folder(trainer) / f"{trainer.global_rank}.bin", "wb")  # noqa: SIM115
-        self._file.write(np.ascontiguousarray(values).tobytes())
-        self._index.append(outputs["index"].detach().cpu())
-        if outputs.get("label") is not None:
-            self._label.append(outputs["label"].detach().cpu())
-        self._form = (values.dtype, values.shape[1:])
+            self._file = open(self._folder / f"{trainer.global_rank}.bin", "wb")  # noqa: SIM115
+        self._file.write(values.tobytes())
+        self._index.append(index)
+        if label is not None:
+            self._label.append(label)
+        self._form = (str(values.dtype), list(values.shape[1:]))
 
     @override
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._writing:
-            return
-        folder = self._folder(trainer)
+    def close(self, trainer: Trainer) -> None:
         if self._file is not None:
             self._file.close()
-            share = {
-                "index": torch.cat(self._index),
-                "label": torch.cat(self._label) if self._label else None,
-            }
-            torch.save(
-                share | {"form": (str(self._form[0]), list(self._form[1]))},
-                folder / f"{trainer.global_rank}.pt",
-            )
-        trainer.strategy.barrier("samples")
-        self._forget()
-        if trainer.is_global_zero:
-            try:
-                self._join(trainer, folder)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+            label = torch.cat(self._label) if self._label else None
+            share = {"index": torch.cat(self._index), "label": label, "form": self._form}
+            torch.save(share, self._folder / f"{trainer.global_rank}.pt")
+        self._index, self._label, self._file = [], [], None
 
     @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._writing:
-            if self._file is not None:
-                self._file.close()
-            self._forget()
-            shutil.rmtree(self._folder(trainer), ignore_errors=True)
-
-    def _forget(self) -> None:
-        self._index, self._label, self._file, self._writing = [], [], None, False
-
-    def _folder(self, trainer: Trainer) -> Path:
-        return events.run_folder(trainer) / ".samples"
-
-    def _join(self, trainer: Trainer, folder: Path) -> None:
+    def join(self, trainer: Trainer) -> None:
+        folder = self._folder
         ranks = sorted(int(path.stem) for path in folder.glob("*.pt"))
         if not ranks:
             return
@@ -163,9 +109,9 @@ class SampleWriter(Callback):
                 with archive.open("arr_1.npy", "w") as member:
                     np.lib.format.write_array(member, np.array(labels, dtype=np.int64))
         self._draw(trainer, [data[n][row] for n, row in map(places.__getitem__, order[: self.picture])])
-        seconds = round(time.perf_counter() - self._started, 3)
         message = f"{len(order)} samples: {events.display_path(path)}"
-        events.record(trainer, "samples_written", message, path=path.name, count=len(order), seconds=seconds)
+        count, seconds = len(order), self.seconds()
+        events.record(trainer, "samples_written", message, path=path.name, count=count, seconds=seconds)
 
     def _draw(self, trainer: Trainer, samples: list[np.ndarray]) -> None:
         """The first samples, if they can be drawn."""

@@ -1,22 +1,21 @@
 """What `zoo predict` of mid-training leaves when it makes trajectories: shards for a datamodule to read."""
 
-import time
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
 from zoo import events
-from zoo.callbacks._only_one import only_one
+from zoo.callbacks._prediction_writer import PredictionWriter
 from zoo.flow.trajectories import Shard, read_shard, write_shard
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-class TrajectoryWriter(Callback):
+class TrajectoryWriter(PredictionWriter):
     """Writes the trajectories of ``zoo predict`` to safetensors files, for the datamodule `Trajectories`.
 
     ``predict_step`` must return a dict with ``states`` (B, M + 1, ...), ``times`` (M + 1,), ``path``,
@@ -38,6 +37,8 @@ class TrajectoryWriter(Callback):
         shard_size: Trajectories that a process gathers in memory before it writes a shard.
     """
 
+    required, optional = ("states", "times", "path", "origin", "index"), ("label",)
+
     def __init__(
         self,
         folder: str | None = None,
@@ -48,12 +49,12 @@ class TrajectoryWriter(Callback):
             raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}")
         if shard_size < 1:
             raise ValueError(f"shard_size must be at least 1, got {shard_size}")
+        super().__init__()
         self.folder, self.dtype, self.shard_size = folder, dtype, shard_size
         self._place = Path()
         self._parts: list[dict[str, Tensor]] = []
         self._common: dict[str, Any] = {}
         self._written = 0
-        self._started = 0.0
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -63,9 +64,9 @@ class TrajectoryWriter(Callback):
             ValueError: it holds trajectories already, the module was not told to make any, or there are two
                 writers.
         """
+        super().setup(trainer, pl_module, stage)
         if stage != "predict":
             return
-        only_one(self, trainer, "trajectories are written once")
         if getattr(pl_module, "predict", "trajectories") != "trajectories":
             raise ValueError(
                 f"TrajectoryWriter writes trajectories, but {type(pl_module).__name__} makes "
@@ -81,28 +82,12 @@ class TrajectoryWriter(Callback):
             )
 
     @override
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._parts, self._written, self._started = [], 0, time.perf_counter()
+    def start(self, trainer: Trainer) -> None:
+        self._parts, self._written = [], 0
         trainer.strategy.barrier("trajectories")  # nobody writes before all have looked at the folder
 
     @override
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Takes a batch, and writes a shard when it is full."""
-        needed = {"states", "times", "path", "origin", "index"}
-        if not isinstance(outputs, dict) or not needed <= outputs.keys():
-            found = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
-            raise TypeError(
-                f"TrajectoryWriter needs a predict_step that returns a dict with {sorted(needed)} (and "
-                f"'label'); {type(pl_module).__name__} returned {found}"
-            )
+    def prepare(self, outputs: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         # Copies: what is kept must not keep, or be, a view of more.
         part = {"states": outputs["states"].detach().to("cpu", _DTYPES[self.dtype], copy=True)}
         part["index"] = outputs["index"].detach().to("cpu", torch.int64, copy=True)
@@ -114,17 +99,19 @@ class TrajectoryWriter(Callback):
                 f"the trajectories {part['index'][~finite].tolist()} are not finite in {self.dtype}: the "
                 "teacher's solver diverged, or float16, which ends at 65504, is too small for its states"
             )
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        self._common = {"times": outputs["times"].cpu(), "path": outputs["path"], "origin": outputs["origin"]}
-        self._parts.append(part)
-        if sum(len(part["index"]) for part in self._parts) >= self.shard_size:
-            self._write(trainer)
+        return part, {"times": outputs["times"].cpu(), "path": outputs["path"], "origin": outputs["origin"]}
 
     @override
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def write(self, trainer: Trainer, prepared: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
+        part, self._common = prepared
+        self._parts.append(part)
+        if sum(len(part["index"]) for part in self._parts) >= self.shard_size:
+            self._write_shard(trainer)
+
+    @override
+    def finish(self, trainer: Trainer) -> None:
         if self._parts:
-            self._write(trainer)
+            self._write_shard(trainer)
         self._common = {}
         trainer.strategy.barrier("trajectories")
         if trainer.is_global_zero and (files := self._shards()):
@@ -139,14 +126,14 @@ class TrajectoryWriter(Callback):
                 path=str(self._place),
                 count=count,
                 bytes=size,
-                seconds=round(time.perf_counter() - self._started, 3),
+                seconds=self.seconds(),
             )
 
     @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def discard(self, trainer: Trainer) -> None:
         self._parts, self._common = [], {}
 
-    def _write(self, trainer: Trainer) -> None:
+    def _write_shard(self, trainer: Trainer) -> None:
         whole = {name: torch.cat([part[name] for part in self._parts]) for name in self._parts[0]}
         self._parts = []
         file = self._place / f"trajectories-{trainer.global_rank}-{self._written:05d}.safetensors"

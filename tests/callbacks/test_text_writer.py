@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 
 from zoo.callbacks import TextWriter
 from zoo.datamodules import Text
+from zoo.hf import Generation
 from zoo.io import read_json_lines
-from zoo.lm import CausalLM, Generation
+from zoo.lm import CausalLM
 
 NETWORK = {
     "model_type": "llama", "vocab_size": 256, "hidden_size": 16, "intermediate_size": 32,

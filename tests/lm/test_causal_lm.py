@@ -10,7 +10,8 @@ import torch
 from tiny_lm import CONFIGS, CONTEXT, LLAMA, VOCABULARY, Windows, batch_of, fitted, trainer
 from torch.nn import functional as F
 
-from zoo.lm import CausalLM, Generation
+from zoo.hf import Generation
+from zoo.lm import CausalLM
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -11,7 +11,8 @@ from tiny_lm import CONFIGS, CONTEXT, LLAMA, VOCABULARY, Windows, batch_of, fitt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.lm import CausalLM, Generation
+from zoo.hf import Generation
+from zoo.lm import CausalLM
 
 
 class Listener(nn.Module):

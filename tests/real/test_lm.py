@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo.lm import CausalLM, Generation
+from zoo.hf import Generation
+from zoo.lm import CausalLM
 
 FOLDER = Path(os.environ.get("ZOO_REAL_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 STORY = (

@@ -7,7 +7,5 @@ from zoo._lazy import attach
 if TYPE_CHECKING:
     from zoo.lm.bigram_module import BigramTable as BigramTable
     from zoo.lm.causal_lm_module import CausalLM as CausalLM
-    from zoo.lm.generation import Generation as Generation
-    from zoo.lm.weight_decay import decay_groups as decay_groups
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -9,15 +9,16 @@ from typing_extensions import override
 
 from zoo._modes import evaluating
 from zoo.base import as_dataclass, refuse_sharding
+from zoo.hf.config import plain_config
+from zoo.hf.generation import Generation, generate
+from zoo.hf.network import Attention, build_network, load_network
+from zoo.hf.weight_decay import decay_groups
 from zoo.lm.checks import check_context, check_data, check_prompts, check_source, check_z_loss
 from zoo.lm.forward import Prediction, forward_with_hooks, generation_hooks, losses_with_hooks
-from zoo.lm.generation import Generation, generate
 from zoo.lm.hook_points import HookPoints
 from zoo.lm.hooks import call_hook, has_hook
 from zoo.lm.language_module import LanguageModule
-from zoo.lm.network import Attention, build_network, load_network, plain_config
 from zoo.lm.throughput import TokenRate
-from zoo.lm.weight_decay import decay_groups
 
 
 class CausalLM(LanguageModule):
@@ -34,7 +35,7 @@ class CausalLM(LanguageModule):
     has ``bytes_per_token``, ``bits_per_byte``.
 
     The optimizer gets two groups: matrices, which decay, and norms, biases and embeddings (a tied head
-    included), with ``weight_decay=0`` (`zoo.lm.decay_groups`).
+    included), with ``weight_decay=0`` (`zoo.hf.decay_groups`).
 
     `zoo predict` continues the ``tokens`` (B, P) of each batch. A draw depends on (seed, index, position), so
     a continuation is that of the item wherever it stands, up to the rounding of matrix products, which may
@@ -99,7 +100,7 @@ class CausalLM(LanguageModule):
         if pretrained is None:
             self.network = build_network(config or {}, attention, self.seed)
         else:
-            self.network = load_network(pretrained, revision, attention, self.seed)
+            self.network = load_network(pretrained, revision, attention)
             # Checkpoints are of what was read; the logger keeps where from (`hparams_initial`).
             self.hparams.update(config=plain_config(self.network), pretrained=None, revision=None)
         self.hooks = nn.ModuleList([] if hooks is None else hooks)

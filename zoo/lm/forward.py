@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.hf.cache import cache_argument
+from zoo.hf.losses import log_partition, next_log_probs, next_token_losses
 from zoo.lm.hook_points import HookPoints
 from zoo.lm.hooks import IGNORED, call_hook, check_output, has_hook, with_hook
-from zoo.lm.losses import log_partition, next_log_probs, next_token_losses
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def forward_with_hooks(
             only the token after the last is predicted, so the result has T = 1.
     """
     call_hook(hooks, "on_forward_start", tokens, index)
-    options = {} if cache is None else {"past_key_values": cache, "logits_to_keep": 1}
+    options = {} if cache is None else {cache_argument(network): cache, "logits_to_keep": 1}
     with hook_points.attached():
         logits = network(input_ids=tokens, use_cache=cache is not None, **options).logits
     own = log_probs = next_log_probs(logits)

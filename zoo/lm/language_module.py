@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from zoo.base import ZooModule
-from zoo.lm.losses import in_other_units, mean_over
+from zoo.hf.losses import in_other_units, mean_over
 from zoo.lm.throughput import TokenRate
 
 

@@ -16,7 +16,7 @@ from zoo.lm import CausalLM
 
 
 class Listener(nn.Module):
-    """Has every hook, keeps what it is patched_config, and returns what it got."""
+    """Has every hook, keeps what it is given, and returns what it got."""
 
     def __init__(self, layer: int = 1) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def hooked(network: nn.Module) -> list[str]:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_is_heard(name: str, attention: Any) -> None:
+def test_what_hooks_get(name: str, attention: Any) -> None:
     ear = Listener()
     model, batch = CausalLM(CONFIGS[name], attention=attention, hooks=[ear], seed=0), batch_of()
     model.eval()
@@ -143,7 +143,7 @@ def test_what_is_heard(name: str, attention: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_readers_that_change_nothing_change_nothing(name: str, tmp_path: Path) -> None:
+def test_hooks_that_change_nothing_change_nothing(name: str, tmp_path: Path) -> None:
     """Training is bitwise that without them, dropout of GPT-2 included."""
     ends = []
     for hooks in ([], [Listener(0), Listener(1), Listener(0)]):
@@ -155,7 +155,7 @@ def test_readers_that_change_nothing_change_nothing(name: str, tmp_path: Path) -
     assert all(value.equal(ends[1][0][name]) for name, value in ends[0][0].items())
 
 
-def test_a_reader_in_training_validation_and_generation(tmp_path: Path) -> None:
+def test_a_hook_in_training_validation_and_generation(tmp_path: Path) -> None:
     ear = Listener()
     model = CausalLM(LLAMA, hooks=[ear], generation=Generation(max_new_tokens=3), seed=0)
     run = fitted(model, max_steps=1, limit_val_batches=1, limit_train_batches=1, default_root_dir=tmp_path)
@@ -181,7 +181,7 @@ def test_a_reader_in_training_validation_and_generation(tmp_path: Path) -> None:
     ]
 
 
-def test_the_cache_hears_what_the_whole_forward_hears() -> None:
+def test_a_cached_forward_gives_hooks_what_the_whole_does() -> None:
     """Keys, values and log-probabilities of generation are those of one forward over the result."""
     ear = Listener()
     model = CausalLM(LLAMA, hooks=[ear], generation=Generation(temperature=0), seed=0).eval()
@@ -198,7 +198,7 @@ def test_the_cache_hears_what_the_whole_forward_hears() -> None:
     torch.testing.assert_close(last, whole["log_probs"][0][:, -4:], rtol=1e-4, atol=1e-5)
 
 
-def test_logits_with_readers_are_what_they_say() -> None:
+def test_logits_with_hooks_are_what_they_return() -> None:
     mixed = CausalLM(LLAMA, hooks=[Mixture()], seed=0).eval()
     plain = CausalLM(LLAMA, hooks=[Listener()], seed=0).eval()
     tokens = batch_of()["tokens"][:, :-1]
@@ -207,7 +207,7 @@ def test_logits_with_readers_are_what_they_say() -> None:
     assert mixed.logits(tokens).equal(Mixture().on_log_probs(own, own))
 
 
-def test_two_readers_are_called_in_order() -> None:
+def test_two_hooks_are_called_in_order() -> None:
     batch = batch_of()
     double, triple = Stretch(2.0), Stretch(3.0)
     captured = []
@@ -221,7 +221,7 @@ def test_two_readers_are_called_in_order() -> None:
     assert captured[0].equal((output * 2 + 1) * 3 + 1) and captured[1].equal((output * 3 + 1) * 2 + 1)
 
 
-def test_what_readers_return_counts_and_trains_them(tmp_path: Path) -> None:
+def test_what_hooks_return_counts_and_trains_them(tmp_path: Path) -> None:
     gate, mixture = Gate(strength=3.0), Mixture()
     model = CausalLM(LLAMA, hooks=[gate, mixture], seed=0)
     batch = batch_of()
@@ -248,7 +248,7 @@ def test_a_gated_memory_equal_to_the_attention_leaves_it() -> None:
             torch.testing.assert_close(losses[0], other, rtol=1e-5, atol=1e-5)
 
 
-def test_checkpoints_ask_for_readers_again(tmp_path: Path) -> None:
+def test_checkpoints_ask_for_hooks_again(tmp_path: Path) -> None:
     model = CausalLM(LLAMA, hooks=[Mixture()], seed=0)
     run = fitted(model, max_steps=2, default_root_dir=tmp_path, limit_val_batches=0)
     run.save_checkpoint(tmp_path / "run.ckpt")
@@ -261,7 +261,7 @@ def test_checkpoints_ask_for_readers_again(tmp_path: Path) -> None:
     assert loaded.loss(batch_of()).equal(model.loss(batch_of()))
 
 
-def test_a_copy_has_readers_of_its_own(tmp_path: Path) -> None:
+def test_a_copy_has_hooks_of_its_own(tmp_path: Path) -> None:
     model = CausalLM(LLAMA, hooks=[Listener(), Mixture()], seed=0)
     twin = copy.deepcopy(model)
     assert twin.loss(batch_of()).equal(model.loss(batch_of()))
@@ -286,7 +286,7 @@ def test_an_error_within_leaves_nothing_attached() -> None:
     assert all(layer.self_attn.config is model.network.config for layer in model.network.model.layers)
 
 
-def test_a_forward_of_somebody_elses_is_heard_and_stays() -> None:
+def test_a_replaced_forward_is_called_and_stays() -> None:
     """As accelerate leaves on modules that it moves between devices."""
     model = CausalLM(LLAMA, hooks=[Listener()], seed=0)
     original_config = model.loss(batch_of())
@@ -301,7 +301,7 @@ def test_a_forward_of_somebody_elses_is_heard_and_stays() -> None:
     assert model.loss(batch_of()).equal(original_config)
 
 
-def test_compiled_networks_hear_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_networks_give_hooks_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled once; the code generator behind it needs a C++ compiler, so the traced graph runs as it is."""
     graphs = []
 
@@ -362,7 +362,7 @@ def without(name: str) -> nn.Module:
         (without("layer"), "must have an int attribute layer, 0 for the first; got None"),
     ],
 )  # fmt: skip
-def test_bad_readers(hook: nn.Module, message: str) -> None:
+def test_bad_hooks(hook: nn.Module, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CausalLM(LLAMA, hooks=[hook])
 
@@ -386,15 +386,20 @@ def test_models_without_the_places() -> None:
         "state_size": 4,
     }  # fmt: skip
     assert CausalLM(config, attention="eager").loss(batch_of()).isfinite()
-    with pytest.raises(
-        ValueError, match="last feed-forward network, but MambaBlock has none of the names mlp"
-    ):
-        CausalLM(config, attention="eager", hooks=[Mixture()])
-    with pytest.raises(ValueError, match="attention of MambaBlock, but none of its parts"):
-        CausalLM(config, attention="eager", hooks=[Gate()])
+    for hook in (Mixture(), Gate()):
+        with pytest.raises(
+            ValueError, match=r"MambaForCausalLM has no layers with attention.*another model_type"
+        ):
+            CausalLM(config, attention="eager", hooks=[hook])
+    hybrid = CONFIGS["llama"] | {
+        "model_type": "qwen3_5_text",
+        "layer_types": ["linear_attention", "full_attention"],
+    }
+    with pytest.raises(ValueError, match=r"attention of layer 0 \(Qwen3_5DecoderLayer\), which has none"):
+        CausalLM(hybrid, attention="eager", hooks=[Gate(layer=0)])
 
 
-def test_validation_with_readers_runs(tmp_path: Path) -> None:
+def test_validation_with_hooks_runs(tmp_path: Path) -> None:
     [logged] = trainer(default_root_dir=tmp_path).validate(
         CausalLM(LLAMA, hooks=[Gate(), Mixture()]), datamodule=Windows(masked=True), verbose=False
     )

@@ -106,7 +106,7 @@ class CausalLM(LanguageModule):
         self.hooks = nn.ModuleList([] if hooks is None else hooks)
         self.z_loss = z_loss
         self._compile = compile  # `compile` is a method of every module
-        self._hook_points = HookPoints(self.network, self.hooks, attention)
+        self._hook_points = HookPoints(self.network, self.hooks)
         self._rate = TokenRate()
 
     @property

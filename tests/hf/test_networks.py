@@ -5,39 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import LLAMA, LLAVA, images_and_tokens
 from torch import Tensor, nn
 
 from zoo.hf import build_network, cache_argument, load_network, plain_config, read_config
-
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "vocab_size": 40,
-}
-LLAVA: dict[str, Any] = {
-    "model_type": "llava",
-    "image_token_index": 39,
-    "text_config": LLAMA,
-    "vision_config": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-        "projection_dim": 16,
-    },
-}
-
-
-def images_and_tokens() -> dict[str, Tensor]:
-    tokens = torch.tensor([[1, 39, 39, 39, 39, 5, 6]])
-    return {"input_ids": tokens, "pixel_values": torch.randn(1, 3, 28, 28, generator=torch.manual_seed(0))}
 
 
 def test_a_vision_language_model_from_a_dict() -> None:

@@ -1,0 +1,298 @@
+"""What attention did, exactly and without its T x S weights: sums over columns, entropies and maxima of rows.
+
+Of S logits s_ij of a row i, with log Z_i = logsumexp_j s_ij (and the logit of attending to nothing, where a
+model has one learned), the weights are A_ij = exp(s_ij - log Z_i) and the entropy is log Z_i - sum_j A_ij
+s_ij. All comes from one pass over blocks of rows (`zoo.attention.logit_chunks`), in float32.
+
+Column sums are those that "When Attention Sink Emerges in Language Models" (Gu et al., arXiv 2410.10781)
+divides by the number of queries. Learned sink logits count as one more outcome in the entropy, as the softmax
+counts them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoo.attention.call import AttentionCall
+from zoo.attention.chunks import HIDDEN, logit_chunks
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionStatistics:
+    """Statistics of one call over its rows that count. B sequences, H heads, R rows, S keys.
+
+    Attributes:
+        column_sums: (B, H, S): the attention that each key got from all rows together.
+        queries: (1 or B, 1 or H, S) int64: how many rows saw each key.
+        uniform: Of the shape of ``queries``: what `column_sums` would be if each row attended evenly.
+        entropies: (B, H, R) in nats; 0 for rows that do not count.
+        visible_keys: (1 or B, 1 or H, R) int64: how many keys each row saw; 0 for rows that do not count.
+        max_logits: (B, H): the largest scale * query . key (after the soft cap) of a visible pair; -inf where
+            no row counts.
+        diagonal: (B, H): mean weight of a row on its own key; NaN where queries are not the keys.
+        first_token: (B, H): mean weight on the first token of the sequence, or of the row's document, over
+            the rows that see it.
+        no_op: (B, H): mean weight of attending to nothing; 0 where there is no such outcome.
+    """
+
+    column_sums: Tensor
+    queries: Tensor
+    uniform: Tensor
+    entropies: Tensor
+    visible_keys: Tensor
+    max_logits: Tensor
+    diagonal: Tensor
+    first_token: Tensor
+    no_op: Tensor
+
+    def scores(self, min_queries: int = 8) -> Tensor:
+        """Mean attention of each key over the rows that saw it (B, H, S); NaN for keys that fewer rows saw.
+
+        The last keys of a causal sequence are seen by few rows, whose attention says little.
+        """
+        queries = self.queries.expand_as(self.column_sums)
+        return (self.column_sums / queries).where(queries >= min_queries, torch.nan)
+
+    def mean_entropy(self) -> Tensor:
+        """(B, H): mean over the rows that count; NaN where none does."""
+        seen = (self.visible_keys > 0).expand_as(self.entropies)
+        return self.entropies.sum(-1) / seen.sum(-1)
+
+    def relative_entropy(self) -> Tensor:
+        """(B, H): mean of entropy / log(visible keys) over the rows that see several keys; 1 is even."""
+        several = (self.visible_keys > 1).expand_as(self.entropies)
+        largest = self.visible_keys.clamp(min=2).log()
+        return (self.entropies / largest).where(several, 0).sum(-1) / several.sum(-1)
+
+
+def attention_statistics(
+    call: AttentionCall,
+    rows: Tensor | None = None,
+    counted: Tensor | None = None,
+    documents: Tensor | None = None,
+) -> AttentionStatistics:
+    """All statistics of a call.
+
+    On one CPU core, for T = 4096, it takes about as long as the call itself (`tests/benchmarks`).
+
+    Args:
+        call: The call.
+        rows: Which queries to look at, ascending (R,) (`stratified_rows`); None for all.
+        counted: (B, T) bool: queries that count; false for padding. None for all.
+        documents: (B, S) ids of packed documents, equal for the tokens of one; None for one a sequence. Only
+            `first_token` depends on them: what a document sees is said by the mask.
+
+    Raises:
+        ValueError: shapes that do not fit the call, rows out of range or out of order.
+    """
+    _check(call, rows, counted, documents)
+    device, (batch, heads) = call.query.device, call.query.shape[:2]
+    places = torch.arange(call.queries, device=device) if rows is None else rows.to(device)
+    count, keys = len(places), call.keys
+    weights = None if counted is None else counted.to(device)[:, places]  # (B, R)
+    visible, queries, uniform = _counts(call, places, weights)
+    dtype = torch.promote_types(call.query.dtype, torch.float32)
+    column_sums = torch.zeros(batch, heads, keys, dtype=dtype, device=device)
+    log_z, own, first, nothing, dot = (
+        torch.zeros(batch, heads, count, dtype=dtype, device=device) for _ in range(5)
+    )
+    peaks = torch.full((batch, heads, count), -torch.inf, dtype=dtype, device=device)
+    starts = None if documents is None else _first_tokens(documents.to(device))[:, places]  # (B, R)
+    square = call.queries == keys
+    for chunk in logit_chunks(call, rows):
+        at = (chunk.batch, chunk.heads, chunk.rows)
+        logits, weight = chunk.logits, chunk.spare
+        top = logits.amax(-1)  # (b, h, R)
+        peaks[at] = top
+        shift = top
+        if call.sinks is not None:
+            learned = call.sinks.detach().to(device, dtype)[chunk.heads][None, :, None].expand_as(top)
+            shift = torch.maximum(top, learned)
+        torch.exp(logits.sub_(shift[..., None]), out=weight)  # (b, h, R, E)
+        total = weight.sum(-1)
+        if call.sinks is not None:
+            rest = (learned - shift).exp()
+            total += rest
+            nothing[at] = rest / total
+            dot[at] = rest / total * (learned - shift)
+        log_z[at] = total.log()  # of the shifted logits, as `dot` is
+        share = total.reciprocal()
+        if call.mask is not None or weights is not None:  # some rows may not count, or see nothing
+            share = share.where(visible[(*_part(visible, chunk.batch, chunk.heads), chunk.rows)] > 0, 0)
+        column_sums[chunk.batch, chunk.heads, chunk.keys] += (share[..., None, :] @ weight).squeeze(-2)
+        if square and rows is None:
+            own[at] = weight.diagonal(chunk.rows.start, -2, -1) * share
+        elif square:
+            own[at] = weight.gather(-1, places[chunk.rows, None].expand(*top.shape, 1))[..., 0] * share
+        if starts is None:
+            first[at] = weight[..., 0] * share
+        else:
+            where = starts[chunk.batch, None, chunk.rows, None].expand(*top.shape, 1)
+            first[at] = weight.gather(-1, where)[..., 0] * share
+        dot[at] += logits.mul_(weight).sum(-1) * share
+    seen = (visible > 0).expand(batch, heads, count)
+    sees_first = _sees(call, places, starts) & seen
+    return AttentionStatistics(
+        column_sums,
+        queries,
+        uniform.to(dtype),
+        entropies=(log_z - dot).where(seen, 0).clamp(min=0),
+        visible_keys=visible,
+        max_logits=peaks.where(seen, -torch.inf).amax(-1)
+        if count
+        else peaks.new_full(peaks.shape[:2], -torch.inf),
+        diagonal=_mean(own, seen) if square else torch.full_like(peaks[..., :1], torch.nan).squeeze(-1),
+        first_token=_mean(first, sees_first),
+        no_op=_mean(nothing, seen),
+    )
+
+
+def columns(call: AttentionCall, rows: Tensor | None = None, counted: Tensor | None = None) -> Tensor:
+    """Column sums (B, H, S) of a call over all its rows, or some: the attention that each key got.
+
+    Args:
+        call: The call.
+        rows: Which queries, ascending (R,); None for all.
+        counted: (B, T) bool: queries that count; None for all.
+    """
+    _check(call, rows, counted, None)
+    dtype = torch.promote_types(call.query.dtype, torch.float32)
+    sums = torch.zeros(*call.query.shape[:2], call.keys, dtype=dtype, device=call.query.device)
+    weights = None if counted is None else counted.to(sums.device)
+    weights = weights[:, rows] if weights is not None and rows is not None else weights
+    for chunk in logit_chunks(call, rows):
+        share = _softmax_(chunk.logits, call, chunk.heads)
+        if weights is not None:
+            share = share.where(weights[chunk.batch, None, chunk.rows], 0)
+        sums[chunk.batch, chunk.heads, chunk.keys] += (share[..., None, :] @ chunk.logits).squeeze(-2)
+    return sums
+
+
+def rows(call: AttentionCall, which: Tensor) -> Tensor:
+    """Attention weights of chosen queries.
+
+    Args:
+        call: The call.
+        which: Queries, ascending (R,).
+
+    Returns:
+        (B, H, R, S) in float32, or the call's dtype if that is wider; 0 for rows that see nothing.
+    """
+    _check(call, which, None, None)
+    dtype = torch.promote_types(call.query.dtype, torch.float32)
+    shape = (*call.query.shape[:2], len(which), call.keys)
+    made = torch.zeros(shape, dtype=dtype, device=call.query.device)
+    for chunk in logit_chunks(call, which):
+        share = _softmax_(chunk.logits, call, chunk.heads)
+        made[chunk.batch, chunk.heads, chunk.rows, chunk.keys] = chunk.logits * share[..., None]
+    return made
+
+
+def _softmax_(logits: Tensor, call: AttentionCall, heads: slice) -> Tensor:
+    """Makes exp(logits - shift) of logits (b, h, R, E), in place; returns their factors (b, h, R)."""
+    top = logits.amax(-1)
+    shift = top
+    if call.sinks is not None:
+        learned = call.sinks.detach().to(logits)[heads][None, :, None].expand_as(top)
+        shift = torch.maximum(top, learned)
+    total = logits.sub_(shift[..., None]).exp_().sum(-1)
+    if call.sinks is not None:
+        total += (learned - shift).exp()
+    return total.reciprocal().where(top > HIDDEN / 2, 0)  # 0 where a row sees nothing
+
+
+def _counts(call: AttentionCall, places: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """How many keys each row sees, how many rows see each key, and the column sums of even attention."""
+    count, keys, device = len(places), call.keys, places.device
+    one = torch.ones((), dtype=torch.int64, device=device)
+    if call.mask is None:
+        visible = (places + 1).clamp(max=keys) if call.causal else one * keys
+        visible = visible.expand(1, 1, count)
+        if counted is not None:
+            visible = visible * counted[:, None]
+        share = torch.where(visible > 0, 1 / visible.clamp(min=1).double(), 0)
+        seeing = (visible > 0).double()
+        if call.causal:  # a row sees the keys up to its own: sums from behind
+            shape = (*visible.shape[:2], keys)
+            last = places.clamp(max=keys - 1).expand_as(visible)
+            totals = [torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2)]
+            for total, part in zip(totals, (seeing, share), strict=True):
+                total.scatter_add_(-1, last, part)
+            queries, uniform = (total.flip(-1).cumsum(-1).flip(-1) for total in totals)
+        else:
+            queries, uniform = (x.sum(-1, keepdim=True).expand(*x.shape[:2], keys) for x in (seeing, share))
+        return visible, queries.round().long(), uniform
+    outer = (call.query.shape[0] if counted is not None else call.mask.shape[0], call.mask.shape[1])
+    visible = torch.zeros(*outer, count, dtype=torch.int64, device=device)
+    queries = torch.zeros(*outer, keys, dtype=torch.int64, device=device)
+    uniform = torch.zeros(*outer, keys, dtype=torch.float64, device=device)
+    columns_at = torch.arange(keys, device=device)
+    step = max(1, 2**20 // max(1, keys * outer[0] * outer[1]))
+    for r in range(0, count, step):
+        block = slice(r, r + step)
+        seen = _visible(call.mask, places[block])
+        if call.causal:
+            seen = seen & (columns_at <= places[block, None])
+        if counted is not None:
+            seen = seen & counted[:, None, block, None]
+        visible[..., block] = seen.sum(-1)
+        queries += seen.sum(-2)
+        shares = (1 / visible[..., block].clamp(min=1).double())[..., None, :]
+        uniform += (shares @ seen.double()).squeeze(-2)
+    return visible, queries, uniform
+
+
+def _visible(mask: Tensor, places: Tensor) -> Tensor:
+    """The rows ``places`` of a mask, as (1 or B, 1 or H, R, S) bool."""
+    mask = mask[:, :, places] if mask.shape[2] > 1 else mask.expand(-1, -1, len(places), -1)
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def _sees(call: AttentionCall, places: Tensor, starts: Tensor | None) -> Tensor:
+    """Whether each row sees the first token of its document: (1 or B, 1 or H, R)."""
+    where = torch.zeros_like(places)[None] if starts is None else starts  # (1 or B, R)
+    seen = (where <= places)[:, None] if call.causal else torch.ones_like(where, dtype=torch.bool)[:, None]
+    if call.mask is None:
+        return seen
+    batch = max(len(where), call.mask.shape[0])
+    parts = [
+        _visible(call.mask, row[None])[..., 0, :]  # (1 or B, 1 or H, S)
+        .expand(batch, -1, -1)
+        .gather(-1, where[:, n, None, None].expand(batch, call.mask.shape[1], 1))
+        for n, row in enumerate(places)
+    ]
+    return seen & torch.cat(parts, -1) if parts else seen
+
+
+def _first_tokens(documents: Tensor) -> Tensor:
+    """Place of the first token of each token's document: (B, S)."""
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    return places.where(begins, 0).cummax(-1).values
+
+
+def _part(counts: Tensor, batch: slice, heads: slice) -> tuple[slice, slice]:
+    whole = slice(None)
+    return batch if counts.shape[0] > 1 else whole, heads if counts.shape[1] > 1 else whole
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    return values.where(counted, 0).sum(-1) / counted.expand_as(values).sum(-1)
+
+
+def _check(
+    call: AttentionCall, which: Tensor | None, counted: Tensor | None, documents: Tensor | None
+) -> None:
+    batch = call.query.shape[0]
+    if which is not None:
+        if which.ndim != 1 or which.is_floating_point() or which.dtype == torch.bool:
+            raise ValueError(f"rows must be integers (R,), got {which.dtype} of shape {tuple(which.shape)}")
+        if len(which) and not (which.diff() > 0).all():
+            raise ValueError("rows must be ascending, each once")
+        if len(which) and not (which[0] >= 0 and which[-1] < call.queries):
+            raise ValueError(f"rows must be from 0 to {call.queries - 1}, got up to {int(which[-1])}")
+    for name, tensor, length in (("counted", counted, call.queries), ("documents", documents, call.keys)):
+        if tensor is not None and tensor.shape != (batch, length):
+            raise ValueError(f"{name} must be ({batch}, {length}), got {tuple(tensor.shape)}")

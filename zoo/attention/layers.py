@@ -131,6 +131,8 @@ def feed_forward_output(layer: nn.Module) -> nn.Module:
     Raises:
         ValueError: it has none of the known names.
     """
+    if isinstance(normed := getattr(layer, "post_feedforward_layernorm", None), nn.Module):
+        return normed  # Gemma 2 and 3 and OLMo 2 norm what they add
     for name in _FEED_FORWARD:
         if isinstance(found := getattr(layer, name, None), nn.Module):
             return layer.get_submodule(_LAST_PART[name]) if name in _LAST_PART else found
@@ -174,3 +176,13 @@ def _targets(recorded: Any) -> Iterator[tuple[type, str]]:
             yield item, ""
         elif isinstance(getattr(item, "target_class", None), type):
             yield item.target_class, item.layer_name or ""
+
+
+def attention_output(layer: Layer) -> nn.Module | None:
+    """The module whose output is what a layer's attention adds to the states; None without attention."""
+    if layer.attention is None:
+        return None
+    # Gemma 2 and 3 and OLMo 2 norm what they add; elsewhere the norm of this name is the feed-forward's.
+    if isinstance(getattr(layer.module, "post_feedforward_layernorm", None), nn.Module):
+        return layer.module.get_submodule("post_attention_layernorm")
+    return layer.attention

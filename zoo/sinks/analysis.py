@@ -1,0 +1,171 @@
+"""One forward of a model, and what it says of sinks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo._modes import evaluating
+from zoo.attention.layers import find_stack
+from zoo.attention.watch import watch_attention
+from zoo.sinks.attention import AttentionRecord, AttentionRecorder
+from zoo.sinks.detector import Thresholds, detect
+from zoo.sinks.report import SinkReport, make_report
+from zoo.sinks.states import StateRecorder, States, find_final_norm
+
+
+def record(
+    model: nn.Module,
+    run: Callable[[], Any],
+    valid: Tensor,
+    documents: Tensor | None = None,
+    *,
+    stack: str | None = None,
+    norm_ratio: float = 10.0,
+    queries: int | None = None,
+    seed: int = 0,
+    step: int = 0,
+) -> tuple[States, AttentionRecord | None]:
+    """What a forward says of states and attention; hidden states and attention weights are not kept.
+
+    The model is in evaluation mode for it; its modes and the random states are left as they were.
+
+    Args:
+        model: A model with a stack of layers with attention (`zoo.attention.find_stack`).
+        run: Runs it once.
+        valid: (B, T) bool: tokens that are not padding, where the layers have their states.
+        documents: (B, T) ids of packed documents; None for one a sequence.
+        stack: Name of the stack; None for that of the language model, or the largest.
+        norm_ratio: A token is followed from where its norm is this many times the median.
+        queries: Rows of attention that are looked at, drawn evenly; None for all.
+        seed: Seed of the draw.
+        step: Number of the draw.
+
+    Raises:
+        ValueError: the model has no such layers, or its layers have other tokens.
+    """
+    layers = find_stack(model, stack)
+    states = StateRecorder(layers, valid, documents, find_final_norm(model, layers), norm_ratio)
+    attention = AttentionRecorder(layers, valid, states.documents, queries, seed, step)
+    names = list(attention.places)
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=devices),
+        evaluating(model),
+        watch_attention(model, attention, names, attention.keep_gate),
+        states.attached(),
+    ):
+        run()
+    return states.states(), attention.record()
+
+
+def analyze(
+    model: nn.Module,
+    batch: Tensor | Mapping[str, Any],
+    *,
+    forward: Callable[[Any], Any] | None = None,
+    valid: Tensor | None = None,
+    documents: Tensor | None = None,
+    tokens: Tensor | None = None,
+    texts: Callable[[Sequence[int]], Sequence[str]] | None = None,
+    thresholds: Thresholds = Thresholds(),
+    stack: str | None = None,
+    queries: int | None = None,
+    seed: int = 0,
+) -> SinkReport:
+    """The sinks of a model on a batch: for models of transformers, timm, or anybody's, with no Trainer.
+
+    One forward in the model's own dtype; in float32 what is taken of it. Of T tokens it keeps (3 + 4 C + H)
+    numbers a token and layer, C at least 8, and no T x T weights.
+
+    Args:
+        model: The model.
+        batch: Tokens (B, T), or the keyword arguments of the model.
+        forward: Runs the model on a batch, where calling it is not the way.
+        valid: (B, T) bool: tokens that are not padding; found in the batch's ``attention_mask`` if not given.
+        documents: (B, T) ids of packed documents, equal for the tokens of one.
+        tokens: (B, T) ids for the report; found in the batch as ``input_ids``, or the batch itself.
+        texts: Writes ids as text, for the report (``tokenizer.convert_ids_to_tokens``).
+        thresholds: What makes a sink.
+        stack: Name of the stack of layers (`zoo.attention.stacks`).
+        queries: Rows of attention that are looked at, drawn evenly; None for all, which is exact.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: a model without attention, or tokens that are not those of the layers.
+
+    >>> from zoo.sinks.planted import Planted, planted_llama, planted_tokens
+    >>> model = planted_llama([Planted(0, 2000.0, 2, 10), Planted(1, 60.0, 5, 8)])
+    >>> report = analyze(model, planted_tokens(48, {17: 1}))
+    >>> [(sink.kind, sink.place, sink.start, sink.lifetime) for sink in report.sinks]
+    [('primary', 0, 2, 8), ('secondary', 17, 5, 3)]
+    """
+    keywords = isinstance(batch, Mapping)
+    if tokens is None:
+        tokens = batch.get("input_ids") if keywords else batch  # type: ignore[union-attr]
+        tokens = tokens if isinstance(tokens, Tensor) and not tokens.is_floating_point() else None
+    if valid is None:
+        mask = batch.get("attention_mask") if keywords else None  # type: ignore[union-attr]
+        valid = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    if valid is None:
+        valid = (
+            _all_tokens(model, batch, forward, stack)
+            if tokens is None
+            else torch.ones_like(tokens, dtype=torch.bool)
+        )
+
+    def run() -> None:
+        if forward is not None:
+            forward(batch)
+        elif keywords:
+            model(**batch)  # type: ignore[arg-type]
+        else:
+            model(batch)
+
+    states, attention = record(
+        model,
+        run,
+        valid,
+        documents,
+        stack=stack,
+        norm_ratio=thresholds.norm_ratio,
+        queries=queries,
+        seed=seed,
+    )
+    sinks = detect(states, attention, thresholds)
+    if tokens is not None and tokens.shape == valid.shape:
+        sinks = [_with_token(sink, int(tokens[sink.sequence, sink.place]), texts) for sink in sinks]
+    return make_report(states, attention, sinks)
+
+
+def _with_token(sink: Any, token: int, texts: Callable[[Sequence[int]], Sequence[str]] | None) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(sink, token=token, text=None if texts is None else str(texts([token])[0]))
+
+
+def _all_tokens(model: nn.Module, batch: Any, forward: Any, stack: str | None) -> Tensor:
+    """Every token of the layers valid, where the batch has none: patches of images, say."""
+    layer = find_stack(model, stack)[0]
+    shapes: list[Tensor] = []
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple | list) else output
+        hidden = hidden if getattr(layer.attention, "batch_first", True) else hidden.transpose(0, 1)
+        shapes.append(torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device))
+
+    handle = layer.module.register_forward_hook(hook)
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices), evaluating(model):
+            if forward is not None:
+                forward(batch)
+            else:
+                model(**batch) if isinstance(batch, Mapping) else model(batch)
+    finally:
+        handle.remove()
+    if not shapes:
+        raise ValueError(f"{layer.name} did not run: is it part of this forward?")
+    return shapes[0]

@@ -1,0 +1,353 @@
+"""Which tokens are sinks: from where to where, of which kind, and made by which layer.
+
+After "On the Existence and Behaviour of Secondary Attention Sinks" (arXiv 2512.22213), whose method is kept
+in `zoo.sinks.paper`. What is mended here: states are looked at before the final norm, the embedding and the
+last layer included; a primary sink has to stand out and to be attended to, and there may be several or none;
+the sign of the cosine counts; every sink is held against the attention that it gets; kinds depend on the
+depth in proportion, not on 15 layers.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from zoo.sinks.attention import AttentionRecord
+from zoo.sinks.states import States
+
+Kind = Literal["primary", "secondary", "noise", "aligned_only", "opposed"]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What makes a sink.
+
+    Args:
+        norm_ratio: A primary sink's norm is at least this many times the median of its document.
+        cosine: A sink's cosine with the direction of the primary sinks is above this.
+        attention: Some head gives a sink more than this many times what even attention would, or more than
+            half. Sinks share what attention has to give, so no fixed share would do.
+        writer_cosine: What a feed-forward network adds makes, or ends, a sink if its cosine with that
+        direction
+            is above this, or below its negative, and its norm more than half the state's.
+        gap: Layers in a row that may be missing in the life of a sink.
+        min_life: Share of the layers that a secondary sink lives at least; two layers in any case.
+    """
+
+    norm_ratio: float = 10.0
+    cosine: float = 0.9
+    attention: float = 3.0
+    writer_cosine: float = 0.98
+    gap: int = 0
+    min_life: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("cosine", "writer_cosine", "min_life"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        for name in ("norm_ratio", "attention"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 1):
+                raise ValueError(f"{name} must be above 1, got {getattr(self, name)}")
+        if self.gap < 0:
+            raise ValueError(f"gap must be 0 or more, got {self.gap}")
+
+
+@dataclass(frozen=True)
+class Sink:
+    """A token that is a sink. Layer l means the state that layer l returns; -1 is the embedding.
+
+    Attributes:
+        sequence: Its sequence in the batch.
+        document: Its document in the sequence.
+        position: Its place in the document, from 0.
+        place: Its place in the sequence.
+        kind: "primary"; "secondary", born at least two layers later; "noise", which lives too briefly;
+            "aligned_only", which no head attends to; "opposed", which points the other way.
+        start: The first layer.
+        end: The last layer.
+        lifetime: How many layers.
+        norm: ||h|| at its first layer.
+        peak_ratio: The largest norm over the median of its document, in its life.
+        cosine: Mean cosine with the direction of the primary sinks, in its life.
+        attention: Mean score over heads and layers of its life; None if no layer says.
+        max_attention: The largest score of a head; None if no layer says.
+        max_attention_at: Layer and head of that.
+        creator: The layer whose feed-forward network wrote it; None if none did alone.
+        creator_cosine: Cosine of what that added with the direction.
+        creator_share: Norm of what that added over the state's.
+        attention_share: Norm of what attention added over the state's, at the first layer.
+        remover: The layer whose feed-forward network ended it; None if none did alone.
+        token: Id of the token, where it is known.
+        text: The token in writing, where it is known.
+    """
+
+    sequence: int
+    document: int
+    position: int
+    place: int
+    kind: Kind
+    start: int
+    end: int
+    lifetime: int
+    norm: float
+    peak_ratio: float
+    cosine: float
+    attention: float | None = None
+    max_attention: float | None = None
+    max_attention_at: tuple[int, int] | None = None
+    creator: int | None = None
+    creator_cosine: float | None = None
+    creator_share: float | None = None
+    attention_share: float | None = None
+    remover: int | None = None
+    token: int | None = None
+    text: str | None = None
+    curve: list[float] = field(default_factory=list, repr=False)
+    """||h|| at every layer from the embedding on."""
+
+
+def detect(
+    states: States, attention: AttentionRecord | None = None, thresholds: Thresholds = Thresholds()
+) -> list[Sink]:
+    """All sinks of a batch, by sequence and place; none where no token is a primary sink.
+
+    Args:
+        states: What was recorded of the states.
+        attention: What was recorded of attention; None leaves the attention check out.
+        thresholds: What makes a sink.
+    """
+    on_cpu = _Batch(states, attention)
+    found: list[Sink] = []
+    for sequence in range(states.norms.shape[1]):
+        documents = states.documents[sequence].cpu()
+        valid = states.valid[sequence].cpu()
+        for number, document in enumerate(documents[valid].unique_consecutive().tolist()):
+            places = ((documents == document) & valid).nonzero()[:, 0]
+            found += _in_document(on_cpu.document(sequence, places), number, thresholds)
+    return sorted(found, key=lambda sink: (sink.sequence, sink.place))
+
+
+@dataclass
+class _Document:
+    """Records of one document: n tokens, C candidates that are among them, A attention layers."""
+
+    sequence: int
+    places: Tensor  # (n,)
+    candidates: Tensor  # (C,) positions in the document
+    norms: Tensor  # (L + 1, n)
+    cosines: Tensor  # (L + 1, C, n)
+    mlp: dict[str, Tensor]  # norms (L, n), cosines (L, C, n), cosines_before (L, C, n)
+    attention_norms: Tensor | None  # (L, n)
+    attention_layers: dict[int, int]  # layer -> index of scores
+    scores: Tensor | None  # (A, H, n)
+    even: Tensor | None  # (A, H, n)
+
+
+class _Batch:
+    """All records on the CPU, from which documents are cut."""
+
+    def __init__(self, states: States, attention: AttentionRecord | None) -> None:
+        def cpu(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.cpu().double()
+
+        self.candidates = states.candidates.cpu()
+        self.norms, self.cosines = cpu(states.norms), cpu(states.cosines)
+        self.mlp = {
+            name: cpu(value)
+            for name, value in (
+                ("norms", states.mlp_norms),
+                ("cosines", states.mlp_cosines),
+                ("before", states.mlp_cosines_before),
+            )
+            if value is not None
+        }
+        self.attention_norms = cpu(states.attention_norms)
+        self.layers = {} if attention is None else {int(layer): n for n, layer in enumerate(attention.layers)}
+        self.scores = None if attention is None else cpu(attention.scores)
+        self.even = None if attention is None else cpu(attention.uniform.expand_as(attention.scores))
+
+    def document(self, sequence: int, places: Tensor) -> _Document:
+        """The records of one document."""
+        position = {int(place): n for n, place in enumerate(places)}
+        slots = [n for n, place in enumerate(self.candidates[sequence].tolist()) if place in position]
+        candidates = [position[int(self.candidates[sequence, slot])] for slot in slots]
+
+        def cut(value: Tensor | None) -> Tensor | None:
+            if value is None:
+                return None
+            value = value[:, sequence][..., places]
+            return value[:, slots] if value.ndim == 3 else value
+
+        return _Document(
+            sequence,
+            places,
+            torch.tensor(candidates, dtype=torch.int64),
+            cut(self.norms),  # type: ignore[arg-type]
+            cut(self.cosines),  # type: ignore[arg-type]
+            {name: cut(value) for name, value in self.mlp.items()},  # type: ignore[misc]
+            cut(self.attention_norms),
+            self.layers,
+            None if self.scores is None else self.scores[:, sequence][..., places],
+            None if self.even is None else self.even[:, sequence][..., places],
+        )
+
+
+def _in_document(doc: _Document, number: int, limits: Thresholds) -> list[Sink]:
+    ratios = doc.norms / doc.norms.nanmedian(-1, keepdim=True).values  # (L + 1, n)
+    primaries = _primaries(doc, ratios, limits)
+    if not primaries:
+        return []
+    reference = max(
+        primaries, key=lambda token: (primaries[token][1] - primaries[token][0], ratios[:, token].max())
+    )
+    first, last = primaries[reference]
+    half = (last - first + 1) / 2
+    # Primary sinks are born with the reference, and live half as long at least.
+    group = [t for t, (start, end) in primaries.items() if start <= first + 1 and end - start + 1 >= half]
+    slots = [n for n, token in enumerate(doc.candidates.tolist()) if token in group]
+    alive = torch.tensor(
+        [
+            [primaries[t][0] <= s <= primaries[t][1] for t in doc.candidates[slots].tolist()]
+            for s in range(len(ratios))
+        ]
+    )
+    first, last = min(primaries[t][0] for t in group), max(primaries[t][1] for t in group)
+    toward = _Toward(doc, slots, alive)
+    found = []
+    min_life = max(2, math.ceil(limits.min_life * (len(ratios) - 1)))
+    for token in range(doc.norms.shape[1]):
+        for sign in (1, -1):
+            aligned = sign * toward.states[:, token] > limits.cosine
+            aligned[:first] = aligned[last + 1 :] = False
+            run = _longest_run(aligned, limits.gap)
+            if not run:
+                continue
+            attended = _attended(doc, token, run, limits)
+            kind: Kind
+            if sign < 0:
+                kind = "opposed"
+            elif token in group:
+                kind = "primary"
+            elif attended is False:
+                kind = "aligned_only"
+            elif run[0] <= first + 1 and len(run) >= half:
+                kind = "primary"
+            elif run[0] >= first + 2 and len(run) >= min_life:
+                kind = "secondary"
+            else:
+                kind = "noise"
+            found.append(_describe(doc, number, token, kind, run, toward, ratios, limits))
+    return found
+
+
+def _primaries(doc: _Document, ratios: Tensor, limits: Thresholds) -> dict[int, tuple[int, int]]:
+    """Candidates whose norm stands out and that are attended to: first and last state of their lives."""
+    found = {}
+    for token in doc.candidates.tolist():
+        out = (ratios[:, token] >= limits.norm_ratio).nonzero()[:, 0].tolist()
+        if out and _attended(doc, token, range(out[0], out[-1] + 1), limits) is not False:
+            found[token] = (out[0], out[-1])
+    return found
+
+
+def _attended(doc: _Document, token: int, run: Any, limits: Thresholds) -> bool | None:
+    """Whether some head of the layers that see a token's states attends to it; None if no layer says."""
+    seen = [doc.attention_layers[s] for s in run if s in doc.attention_layers]
+    if doc.scores is None or doc.even is None or not seen:
+        return None
+    scores, even = doc.scores[seen, :, token], doc.even[seen, :, token]
+    if bool(scores.isnan().all()):
+        return None
+    return bool((scores > even.mul(limits.attention).clamp(max=0.5)).any())
+
+
+class _Toward:
+    """Cosines with the mean direction of the living primary sinks: of states and of what was added to them.
+
+    The mean of units u_c has norm sqrt(sum of their cosines with each other), so its cosine with v is
+    sum_c cos(v, u_c) over that norm. NaN where no primary sink lives.
+
+    Args:
+        doc: The document.
+        slots: Which candidates are primary sinks.
+        alive: (L + 1, P) bool: when each lives.
+    """
+
+    def __init__(self, doc: _Document, slots: list[int], alive: Tensor) -> None:
+        own = doc.cosines[:, slots][:, :, doc.candidates[slots]]  # (L + 1, P, P)
+        self.states = _toward(doc.cosines[:, slots], own, alive)  # (L + 1, n)
+        self.written = self.undone = None
+        if doc.mlp:
+            self.written = _toward(doc.mlp["cosines"][:, slots], own[1:], alive[1:])  # (L, n)
+            self.undone = _toward(doc.mlp["before"][:, slots], own[:-1], alive[:-1])  # (L, n)
+
+
+def _toward(each: Tensor, own: Tensor, alive: Tensor) -> Tensor:
+    weight = alive.to(each.dtype)[:, :, None]  # (L', P, 1)
+    square = (own.nan_to_num(0.0) * weight * weight.transpose(1, 2)).sum((1, 2))[:, None]
+    mean = (each.nan_to_num(0.0) * weight).sum(1) / square.clamp(min=1e-12).sqrt()
+    return mean.where(square > 0, torch.nan)
+
+
+def _longest_run(aligned: Tensor, gap: int) -> list[int]:
+    """The states of the longest stretch of true, across up to ``gap`` false in a row; the first of equals."""
+    best: list[int] = []
+    run: list[int] = []
+    for state in aligned.nonzero()[:, 0].tolist():
+        run = [*run, state] if run and state - run[-1] <= gap + 1 else [state]
+        best = run if len(run) > len(best) else best
+    return best
+
+
+def _describe(
+    doc: _Document,
+    number: int,
+    token: int,
+    kind: Kind,
+    run: list[int],
+    toward: _Toward,
+    ratios: Tensor,
+    limits: Thresholds,
+) -> Sink:
+    start, end = run[0], run[-1]
+    norms = doc.norms[:, token]
+    facts: dict[str, Any] = {}
+    seen = [(s, doc.attention_layers[s]) for s in run if s in doc.attention_layers]
+    if doc.scores is not None and seen:
+        scores = doc.scores[[n for _, n in seen], :, token]  # (layers, H)
+        if not bool(scores.isnan().all()):
+            best = int(scores.nan_to_num(-1.0).argmax())
+            facts["attention"] = float(scores.nanmean())
+            facts["max_attention"] = float(scores.flatten()[best])
+            facts["max_attention_at"] = (seen[best // scores.shape[1]][0], best % scores.shape[1])
+    if start > 0 and doc.attention_norms is not None:
+        facts["attention_share"] = float(doc.attention_norms[start - 1, token] / norms[start])
+    if toward.written is not None and toward.undone is not None:
+        sign = -1 if kind == "opposed" else 1
+        share = doc.mlp["norms"][:, token] / norms[1:]
+        written = sign * toward.written[:, token]
+        makers = ((written > limits.writer_cosine) & (share > 0.5))[:start].nonzero()[:, 0].tolist()
+        if makers:
+            layer = makers[0]
+            facts["creator"], facts["creator_cosine"] = layer, float(written[layer])
+            facts["creator_share"] = float(share[layer])
+        # Layer `end` is given the last state of its life.
+        if end < len(share) and doc.mlp["norms"][end, token] > 0.5 * norms[end]:
+            facts["remover"] = end if sign * toward.undone[end, token] < -limits.writer_cosine else None
+    return Sink(
+        sequence=doc.sequence,
+        document=number,
+        position=token,
+        place=int(doc.places[token]),
+        kind=kind,
+        start=start - 1,
+        end=end - 1,
+        lifetime=len(run),
+        norm=float(norms[start]),
+        peak_ratio=float(ratios[run, token].max()),
+        cosine=float(toward.states[run, token].mean()),
+        curve=[float(value) for value in norms],
+        **facts,
+    )

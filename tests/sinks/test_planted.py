@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.sinks import Planted, SinkReport, Thresholds, analyze, planted_llama, planted_tokens
+from zoo.attention import AttentionCall, find_stack, rows, watch_attention
+from zoo.sinks import (
+    Planted,
+    SinkReport,
+    StateRecorder,
+    Thresholds,
+    analyze,
+    detect,
+    planted_llama,
+    planted_tokens,
+)
 from zoo.sinks.planted import CONSTANT, FIRST, SINK
 from zoo.sinks.states import states_of
 
@@ -46,8 +56,6 @@ def test_the_required_report(report: SinkReport) -> None:
 
 def test_attention_in_closed_form() -> None:
     """A_ij = E_j / (E_p + E_s + i - 1) for an ordinary query i, with E = exp(8 cos), cos the share of e0."""
-    from zoo.attention import AttentionCall, rows, watch_attention
-
     model = planted_llama([FIRST_SINK, Planted(1, 60.0, 5, 8)], dtype=torch.float64)
     calls: list[AttentionCall] = []
     with torch.no_grad(), watch_attention(model, calls.append):
@@ -94,20 +102,17 @@ def test_three_norms_are_three_lifetimes() -> None:
     ]
     attention = [sink.attention for sink in report.sinks[1:]]
     assert attention == sorted(attention)  # type: ignore[type-var]
-    finer = analyze(
-        planted_llama(
-            [
-                Planted(0, 20000.0, 2),
-                *(Planted(n + 1, size, 5) for n, size in enumerate((65.0, 80.0, 100.0))),
-            ],
-            layers=24,
-            growth=2.0,
-        ),
-        planted_tokens(60, {12: 1, 25: 2, 38: 3}),
-    )
+    sinks = [Planted(0, 20000.0, 2), Planted(1, 65.0, 5), Planted(2, 80.0, 5), Planted(3, 100.0, 5)]
+    model, tokens = planted_llama(sinks, layers=24, growth=2.0), planted_tokens(60, {12: 1, 25: 2, 38: 3})
+    finer = analyze(model, tokens)
     assert len(finer.levels) == 3 and {start for start, _ in finer.levels} == {5}
-    assert finer.scalars["norm_lifetime_correlation"] == finer.scalars["norm_attention_correlation"] == 1
+    assert finer.scalars["norm_lifetime_correlation"] == 1
     assert finer.scalars["level_entropy"] == pytest.approx(math.log(3))
+    calls: list[AttentionCall] = []
+    with torch.no_grad(), watch_attention(model, calls.append):
+        model(tokens)
+    last_row = rows(calls[7], torch.tensor([59]))[0, 0, 0]  # one row sees all three
+    assert last_row[12] < last_row[25] < last_row[38] < last_row[0]
 
 
 def test_several_primary_sinks() -> None:
@@ -261,9 +266,6 @@ def test_states_that_are_no_numbers(bad: float) -> None:
 
 def test_a_report_without_attention_of_states_at_hand() -> None:
     """Recording as a model runs and from its hidden states are one; the detector says None of attention."""
-    from zoo.attention import find_stack
-    from zoo.sinks import StateRecorder, detect
-
     model = planted_llama([FIRST_SINK, Planted(1, 60.0, 5, 8)])
     tokens = planted_tokens(48, {17: 1})
     inputs: list[Tensor] = []

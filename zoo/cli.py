@@ -44,6 +44,9 @@ VERBS = {
         "a config's learning rates, and what each budget costs: zoo plan CONFIG",
         takes="run",
     ),
+    "sinks": Verb(
+        "zoo.sinks.commands:sinks", "attention sinks of a language model: zoo sinks MODEL_DIR --text FILE"
+    ),
     "list": Verb("zoo._cli.verbs:list_names", "name the models, data, callbacks, networks and configs"),
     "show": Verb("zoo._cli.verbs:show", "explain a component, or print a config: zoo show MeanFlow"),
     "cp": Verb("zoo._cli.verbs:copy", "copy a bundled config, to be edited: zoo cp quickstart"),
@@ -140,7 +143,9 @@ def call(name: str, args: list[str], argv: list[str], trusted: list[str]) -> int
     with import_policy(trusted):
         jsonargparse.set_parsing_settings(parse_optionals_as_positionals=True)
         try:
-            jsonargparse.auto_cli(target, args=args, prog=f"zoo {name}", parser_class=OneLineParser)
+            text = jsonargparse.auto_cli(target, args=args, prog=f"zoo {name}", parser_class=OneLineParser)
         except (ValueError, OSError) as error:  # what a room's verb says of bad input
             raise CommandError(str(error)) from error
+    if isinstance(text, str):
+        print_out(text)
     return 0

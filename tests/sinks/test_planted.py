@@ -269,7 +269,7 @@ def test_a_report_without_attention_of_states_at_hand() -> None:
     model = planted_llama([FIRST_SINK, Planted(1, 60.0, 5, 8)])
     tokens = planted_tokens(48, {17: 1})
     inputs: list[Tensor] = []
-    recorder = StateRecorder(find_stack(model), torch.ones(1, 48, dtype=torch.bool))
+    recorder = StateRecorder(find_stack(model))
     handle = model.model.layers[11].register_forward_hook(lambda m, a, out: inputs.append(out))  # type: ignore[index, union-attr]
     with torch.no_grad(), recorder.attached():
         hidden = model(tokens, output_hidden_states=True).hidden_states

@@ -53,8 +53,9 @@ def load_network(
     revision: str | None = None,
     attention: Attention = "sdpa",
     task: Task = "text-generation",
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """A network with saved weights, in torch's default dtype.
+    """A network with saved weights.
 
     Within ``with torch.device("meta")`` it is built from the saved config alone: no weights are read, and
     nothing is asked of the internet.
@@ -64,6 +65,7 @@ def load_network(
         revision: Branch, tag or commit of a hub name.
         attention: The backend of attention.
         task: What the model is for, as transformers' pipelines name it.
+        dtype: Number format of the weights; None for torch's default.
 
     Returns:
         The model, in training mode.
@@ -72,13 +74,14 @@ def load_network(
         ValueError: the model does not exist, it lacks weights, or it does not support the backend.
     """
     kind = model_types(task)[1]
+    dtype = torch.get_default_dtype() if dtype is None else dtype
     if torch.get_default_device().type == "meta":
         with _supported(attention, pretrained):
             return _trainable(
                 _auto_class(task).from_config(
                     saved_config(pretrained, revision),
                     attn_implementation=attention,
-                    dtype=torch.get_default_dtype(),
+                    dtype=dtype,
                 )
             )
     # transformers draws the weights that it then overwrites: the global random state is left as it was.
@@ -88,7 +91,7 @@ def load_network(
                 pretrained,
                 revision=revision or "main",
                 attn_implementation=attention,
-                dtype=torch.get_default_dtype(),
+                dtype=dtype,
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,

@@ -1,5 +1,6 @@
 """One forward of a model, and what it says of sinks."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from zoo._modes import evaluating
 from zoo.attention.layers import find_stack
 from zoo.attention.watch import watch_attention
 from zoo.sinks.attention import AttentionRecord, AttentionRecorder
-from zoo.sinks.detector import Thresholds, detect
+from zoo.sinks.detector import Sink, Thresholds, detect
 from zoo.sinks.report import SinkReport, make_report
 from zoo.sinks.states import StateRecorder, States, find_final_norm
 
@@ -18,7 +19,7 @@ from zoo.sinks.states import StateRecorder, States, find_final_norm
 def record(
     model: nn.Module,
     run: Callable[[], Any],
-    valid: Tensor,
+    valid: Tensor | None = None,
     documents: Tensor | None = None,
     *,
     stack: str | None = None,
@@ -34,7 +35,7 @@ def record(
     Args:
         model: A model with a stack of layers with attention (`zoo.attention.find_stack`).
         run: Runs it once.
-        valid: (B, T) bool: tokens that are not padding, where the layers have their states.
+        valid: (B, T) bool: tokens that are not padding; None for all that the layers are given.
         documents: (B, T) ids of packed documents; None for one a sequence.
         stack: Name of the stack; None for that of the language model, or the largest.
         norm_ratio: A token is followed from where its norm is this many times the median.
@@ -47,7 +48,7 @@ def record(
     """
     layers = find_stack(model, stack)
     states = StateRecorder(layers, valid, documents, find_final_norm(model, layers), norm_ratio)
-    attention = AttentionRecorder(layers, valid, states.documents, queries, seed, step)
+    attention = AttentionRecorder(layers, valid, documents, queries, seed, step)
     names = list(attention.places)
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with (
@@ -84,7 +85,7 @@ def analyze(
         model: The model.
         batch: Tokens (B, T), or the keyword arguments of the model.
         forward: Runs the model on a batch, where calling it is not the way.
-        valid: (B, T) bool: tokens that are not padding; found in the batch's ``attention_mask`` if not given.
+        valid: (B, T) bool: tokens that are not padding; if not given, the batch's ``attention_mask``, or all.
         documents: (B, T) ids of packed documents, equal for the tokens of one.
         tokens: (B, T) ids for the report; found in the batch as ``input_ids``, or the batch itself.
         texts: Writes ids as text, for the report (``tokenizer.convert_ids_to_tokens``).
@@ -109,12 +110,6 @@ def analyze(
     if valid is None:
         mask = batch.get("attention_mask") if keywords else None  # type: ignore[union-attr]
         valid = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-    if valid is None:
-        valid = (
-            _all_tokens(model, batch, forward, stack)
-            if tokens is None
-            else torch.ones_like(tokens, dtype=torch.bool)
-        )
 
     def run() -> None:
         if forward is not None:
@@ -135,37 +130,10 @@ def analyze(
         seed=seed,
     )
     sinks = detect(states, attention, thresholds)
-    if tokens is not None and tokens.shape == valid.shape:
+    if tokens is not None and tokens.shape == states.valid.shape:
         sinks = [_with_token(sink, int(tokens[sink.sequence, sink.place]), texts) for sink in sinks]
     return make_report(states, attention, sinks)
 
 
-def _with_token(sink: Any, token: int, texts: Callable[[Sequence[int]], Sequence[str]] | None) -> Any:
-    import dataclasses
-
+def _with_token(sink: Sink, token: int, texts: Callable[[Sequence[int]], Sequence[str]] | None) -> Sink:
     return dataclasses.replace(sink, token=token, text=None if texts is None else str(texts([token])[0]))
-
-
-def _all_tokens(model: nn.Module, batch: Any, forward: Any, stack: str | None) -> Tensor:
-    """Every token of the layers valid, where the batch has none: patches of images, say."""
-    layer = find_stack(model, stack)[0]
-    shapes: list[Tensor] = []
-
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple | list) else output
-        hidden = hidden if getattr(layer.attention, "batch_first", True) else hidden.transpose(0, 1)
-        shapes.append(torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device))
-
-    handle = layer.module.register_forward_hook(hook)
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices), evaluating(model):
-            if forward is not None:
-                forward(batch)
-            else:
-                model(**batch) if isinstance(batch, Mapping) else model(batch)
-    finally:
-        handle.remove()
-    if not shapes:
-        raise ValueError(f"{layer.name} did not run: is it part of this forward?")
-    return shapes[0]

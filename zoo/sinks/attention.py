@@ -48,8 +48,8 @@ class AttentionRecorder:
 
     Args:
         layers: The stack; calls of other modules are left out.
-        valid: (B, T) bool: tokens that are not padding.
-        documents: (B, T) ids of packed documents.
+        valid: (B, T) bool: tokens that are not padding; None for all.
+        documents: (B, T) ids of packed documents; None for one a sequence.
         queries: Rows that are looked at, drawn evenly; None for all.
         seed: Seed of the draw.
         step: Number of the draw.
@@ -58,18 +58,15 @@ class AttentionRecorder:
     def __init__(
         self,
         layers: Sequence[Layer],
-        valid: Tensor,
-        documents: Tensor,
+        valid: Tensor | None = None,
+        documents: Tensor | None = None,
         queries: int | None = None,
         seed: int = 0,
         step: int = 0,
     ) -> None:
         self.places = {layer.attention_name: layer.index for layer in layers if layer.attention is not None}
         self.valid, self.documents = valid, documents
-        total = valid.shape[1]
-        self.rows = (
-            None if queries is None or queries >= total else stratified_rows(queries, total, seed, step)
-        )
+        self.queries, self.seed, self.step = queries, seed, step
         self.calls: dict[int, dict[str, Tensor]] = {}
 
     def __call__(self, call: AttentionCall) -> None:
@@ -80,12 +77,16 @@ class AttentionRecorder:
         """
         if call.layer not in self.places:
             return
-        if (len(call.query), call.queries, call.keys) != (*self.valid.shape, self.valid.shape[1]):
+        shape = (len(call.query), call.queries) if self.valid is None else tuple(self.valid.shape)
+        if (len(call.query), call.queries, call.keys) != (*shape, shape[1]):
             raise ValueError(
-                f"{call.layer}: expected attention of {tuple(self.valid.shape)} tokens to themselves, got "
-                f"{len(call.query)} sequences of {call.queries} queries and {call.keys} keys"
+                f"{call.layer}: expected attention of {shape} tokens to themselves, got {len(call.query)} "
+                f"sequences of {call.queries} queries and {call.keys} keys"
             )
-        found = attention_statistics(call, self.rows, self.valid, self.documents)
+        rows = None
+        if self.queries is not None and self.queries < call.queries:
+            rows = stratified_rows(self.queries, call.queries, self.seed, self.step)
+        found = attention_statistics(call, rows, self.valid, self.documents)
         values = call.key if call.value is None else call.value
         several = found.queries >= MIN_QUERIES
         self.calls[self.places[call.layer]] = {
@@ -111,7 +112,7 @@ class AttentionRecorder:
         if not self.calls:
             return None
         order = sorted(self.calls)
-        device = self.valid.device
+        device = self.calls[order[0]]["scores"].device
         return AttentionRecord(
             torch.tensor(order),
             *(

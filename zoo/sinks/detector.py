@@ -217,10 +217,11 @@ def _in_document(doc: _Document, number: int, limits: Thresholds) -> list[Sink]:
     toward = _Toward(doc, slots, alive)
     found = []
     min_life = max(2, math.ceil(limits.min_life * (len(ratios) - 1)))
-    for token in range(doc.norms.shape[1]):
-        for sign in (1, -1):
-            aligned = sign * toward.states[:, token] > limits.cosine
-            aligned[:first] = aligned[last + 1 :] = False
+    for sign in (1, -1):
+        pointing = sign * toward.states > limits.cosine  # (L + 1, n)
+        pointing[:first] = pointing[last + 1 :] = False
+        for token in pointing.any(0).nonzero()[:, 0].tolist():
+            aligned = pointing[:, token]
             run = _longest_run(aligned, limits.gap)
             if not run:
                 continue

@@ -78,14 +78,14 @@ class StateRecorder:
 
     Args:
         layers: The stack (`zoo.attention.find_stack`).
-        valid: (B, T) bool: tokens that are not padding.
+        valid: (B, T) bool: tokens that are not padding; None for all that the layers are given.
         documents: (B, T) int64 ids of packed documents, equal for the tokens of one; None for one a sequence.
         final_norm: The module after the last layer; None for none.
         norm_ratio: A token is followed from where its norm is this many times the median of its sequence.
 
     >>> from zoo.attention import find_stack
     >>> model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
-    >>> recorder = StateRecorder(find_stack(model), torch.ones(1, 5, dtype=torch.bool))
+    >>> recorder = StateRecorder(find_stack(model))
     >>> with recorder.attached():
     ...     _ = model(torch.randn(1, 5, 8))
     >>> recorder.states().norms.shape
@@ -95,14 +95,14 @@ class StateRecorder:
     def __init__(
         self,
         layers: Sequence[Layer],
-        valid: Tensor,
+        valid: Tensor | None = None,
         documents: Tensor | None = None,
         final_norm: nn.Module | None = None,
         norm_ratio: float = 10.0,
     ) -> None:
-        self.layers, self.valid, self.final_norm, self.norm_ratio = layers, valid, final_norm, norm_ratio
-        self.documents = torch.zeros_like(valid, dtype=torch.int64) if documents is None else documents
-        self.candidates = first_tokens(valid, self.documents)
+        self.layers, self.final_norm, self.norm_ratio = layers, final_norm, norm_ratio
+        self._given = (valid, documents)
+        self.valid, self.documents, self.candidates = torch.empty(0), torch.empty(0), torch.empty(0)
         self.records: list[dict[str, Tensor]] = []
         self.parts: list[dict[str, Tensor]] = []
         self.final: dict[str, Tensor] = {}
@@ -154,9 +154,18 @@ class StateRecorder:
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         hidden = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
-        self.records, self.parts, self.final, self._added = [], [], {}, {}
-        self.candidates = first_tokens(self.valid, self.documents)
+        self.begin(self._tokens_first(hidden, self.layers[0]))
         self._record(self._batch_first(hidden, self.layers[0]))
+
+    def begin(self, hidden: Tensor) -> None:
+        """Makes ready for a forward of tokens with such states (B, T, D)."""
+        valid, documents = self._given
+        if valid is None:
+            valid = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        self.valid = valid
+        self.documents = torch.zeros_like(valid, dtype=torch.int64) if documents is None else documents
+        self.candidates = first_tokens(self.valid, self.documents)
+        self.records, self.parts, self.final, self._added, self._before = [], [], {}, {}, None
 
     def _leave(self, layer: Layer) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -176,9 +185,7 @@ class StateRecorder:
 
     def _batch_first(self, output: Any, layer: Layer) -> Tensor:
         """The states (B, T, D) among what a module returned."""
-        hidden = output[0] if isinstance(output, tuple | list) else output
-        if not getattr(layer.attention, "batch_first", True):
-            hidden = hidden.transpose(0, 1)
+        hidden = self._tokens_first(output, layer)
         shape = tuple(self.valid.shape)
         hidden = (
             hidden.reshape(*shape, -1) if hidden.ndim == 2 and len(hidden) == shape[0] * shape[1] else hidden
@@ -187,13 +194,19 @@ class StateRecorder:
             raise ValueError(f"{layer.name}: expected states of {shape} tokens, got {tuple(hidden.shape)}")
         return hidden.detach()
 
+    def _tokens_first(self, output: Any, layer: Layer) -> Tensor:
+        hidden = output[0] if isinstance(output, tuple | list) else output
+        return hidden if getattr(layer.attention, "batch_first", True) else hidden.transpose(0, 1)
+
     def _record(self, hidden: Tensor) -> None:
         unit, norms = _unit(hidden)
-        self._follow(norms)
+        home = self.valid.device  # of the first layer; a device map may put others elsewhere
+        self._follow(norms.to(home))
         picked = self._pick(unit)
-        values = hidden.abs().where(self.valid[..., None], 0).flatten(1)
+        valid = self.valid.to(hidden.device)
+        values = hidden.abs().where(valid[..., None], 0).flatten(1)
         largest, at = values.max(-1)
-        spread = hidden.abs().float().where(self.valid[..., None], torch.nan).flatten(1)
+        spread = hidden.abs().float().where(valid[..., None], torch.nan).flatten(1)
         spread = spread[:, :: max(1, spread.shape[1] // _SPREAD)]
         self.records.append(
             {
@@ -201,7 +214,7 @@ class StateRecorder:
                 "cosines": self._cosines(picked, unit),
                 "largest": largest.float(),
                 "medians": spread.nanmedian(-1).values,
-                "nonfinite": (~norms.isfinite() & self.valid).sum(-1),
+                "nonfinite": (~norms.isfinite() & valid).sum(-1),
                 "largest_at": torch.stack([at // hidden.shape[2], at % hidden.shape[2]], -1),
             }
         )
@@ -214,6 +227,8 @@ class StateRecorder:
                     part["mlp_cosines_before"] = self._cosines(self._before, direction)
             self.parts.append(part)
         self._before, self._added = picked, {}
+        for kept in (self.records, self.parts):
+            kept[-1:] = [{name: value.to(home) for name, value in record.items()} for record in kept[-1:]]
 
     def _follow(self, norms: Tensor) -> None:
         """Gives free places to tokens whose norms stand out, the largest first."""
@@ -229,11 +244,12 @@ class StateRecorder:
 
     def _pick(self, unit: Tensor) -> Tensor:
         """Unit states of the candidates (B, C, D); 0 where there is none."""
-        index = self.candidates.clamp(min=0)[..., None].expand(-1, -1, unit.shape[-1])
-        return unit.gather(1, index).where(self.candidates[..., None] >= 0, 0)
+        candidates = self.candidates.to(unit.device)[..., None]
+        index = candidates.clamp(min=0).expand(-1, -1, unit.shape[-1])
+        return unit.gather(1, index).where(candidates >= 0, 0)
 
     def _cosines(self, picked: Tensor, unit: Tensor) -> Tensor:
-        return picked @ unit.transpose(1, 2)  # (B, C, T)
+        return picked.to(unit.device) @ unit.transpose(1, 2)  # (B, C, T)
 
 
 def first_tokens(valid: Tensor, documents: Tensor) -> Tensor:
@@ -258,8 +274,8 @@ def states_of(hidden: Tensor, norm_ratio: float = 10.0) -> States:
         hidden: (L + 1, B, T, D).
         norm_ratio: As in `StateRecorder`.
     """
-    valid = torch.ones(hidden.shape[1:3], dtype=torch.bool, device=hidden.device)
-    recorder = StateRecorder([], valid, norm_ratio=norm_ratio)
+    recorder = StateRecorder([], norm_ratio=norm_ratio)
+    recorder.begin(hidden[0])
     for state in hidden:
         recorder._record(state)
     recorder.parts = []

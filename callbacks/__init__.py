@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zoo.callbacks.sample_grid import SampleGrid as SampleGrid
     from zoo.callbacks.sample_report import SampleReport as SampleReport
     from zoo.callbacks.sample_writer import SampleWriter as SampleWriter
+    from zoo.callbacks.sink_logger import SinkLogger as SinkLogger
     from zoo.callbacks.text_writer import TextWriter as TextWriter
     from zoo.callbacks.trajectory_writer import TrajectoryWriter as TrajectoryWriter
     from zoo.callbacks.update_bar import UpdateBar as UpdateBar

@@ -11,6 +11,7 @@ from zoo._lazy import attach
 
 if TYPE_CHECKING:
     from zoo.datamodules.bigram import Bigram as Bigram
+    from zoo.datamodules.bigram_backcopy import BigramBackcopy as BigramBackcopy
     from zoo.datamodules.checkerboard import Checkerboard as Checkerboard
     from zoo.datamodules.cifar10 import CIFAR10 as CIFAR10
     from zoo.datamodules.class_labels import ClassLabels as ClassLabels

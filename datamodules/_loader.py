@@ -45,6 +45,22 @@ class Table(Dataset):
         return {name: column[where] for name, column in self.columns.items()}
 
 
+class Places(Table):
+    """Items that are nothing but a number: a transform draws them when they are asked for."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Batch:
+        return {}
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        return {}
+
+
 class _Indexed(Dataset):
     """A dataset whose batches carry the global indices of their items; it is asked for (pass, indices)."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo import rng
 from zoo.datamodules._base import SplitDataModule
-from zoo.datamodules._loader import Batch, Loader, Table, Transform
+from zoo.datamodules._loader import Batch, Loader, Places, Table, Transform
 
 
 class Bigram(SplitDataModule):
@@ -152,7 +152,7 @@ class Bigram(SplitDataModule):
 
     def setup(self, stage: str) -> None:
         """Writes down the distribution; training pairs are drawn when they are asked for."""
-        self.train_set = _Places(self.size)
+        self.train_set = Places(self.size)
         distribution = self.distribution
         self.test_set = Table(
             {
@@ -174,22 +174,6 @@ class Bigram(SplitDataModule):
     def transform(self, train: bool) -> Transform | None:
         """Draws the pairs of a training batch."""
         return _Pairs(self.distribution[:, 1], self.seed) if train else None
-
-
-class _Places(Table):
-    """Items that are nothing but a number."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> Batch:
-        return {}
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        return {}
 
 
 class _Pairs:

@@ -11,6 +11,7 @@ from zoo.callbacks import (
     LossCurve,
     LRSchedule,
     SampleGrid,
+    SinkLogger,
     UpdateBar,
 )
 from zoo.schedules import constant, cosine, wsds
@@ -48,6 +49,12 @@ CASES = {
         inactive=lambda: LRSchedule(constant(10**9)),
         observer=False,
         single="more than one stateful callback",
+    ),
+    "SinkLogger": CallbackCase(
+        active=lambda: SinkLogger(every_n_steps=3, sequences=2, queries=4),
+        inactive=lambda: SinkLogger(every_n_steps=10**9),
+        single="more than one stateful callback",
+        host="attention",
     ),
     "UpdateBar": CallbackCase(
         active=lambda: UpdateBar(1e-6), inactive=lambda: UpdateBar(1e9), single="multiple progress bar"

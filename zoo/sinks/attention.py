@@ -21,7 +21,7 @@ class AttentionRecord:
     Attributes:
         layers: (A,) int64: places of the layers in their stack.
         scores: (A, B, H, T): mean attention of each token over the rows that see it; NaN where fewer than 8.
-        uniform: (A, 1 or B, 1 or H, T): what the scores would be if each row attended evenly.
+        uniform: (A, B, H, T): what the scores would be if each row attended evenly.
         entropy: (A, B, H): mean over rows, in nats.
         relative_entropy: (A, B, H): mean of entropy / log(visible keys).
         max_logits: (A, B, H).
@@ -91,7 +91,7 @@ class AttentionRecorder:
         several = found.queries >= MIN_QUERIES
         self.calls[self.places[call.layer]] = {
             "scores": found.scores(MIN_QUERIES),
-            "uniform": (found.uniform / found.queries).where(several, torch.nan),
+            "uniform": (found.uniform / found.queries).where(several, torch.nan).expand_as(found.column_sums),
             "entropy": found.mean_entropy(),
             "relative_entropy": found.relative_entropy(),
             "max_logits": found.max_logits,

@@ -166,7 +166,7 @@ class _Batch:
         self.attention_norms = cpu(states.attention_norms)
         self.layers = {} if attention is None else {int(layer): n for n, layer in enumerate(attention.layers)}
         self.scores = None if attention is None else cpu(attention.scores)
-        self.even = None if attention is None else cpu(attention.uniform.expand_as(attention.scores))
+        self.even = None if attention is None else cpu(attention.uniform)
 
     def document(self, sequence: int, places: Tensor) -> _Document:
         """The records of one document."""

@@ -49,6 +49,7 @@ def _norms(axes: Any, report: SinkReport) -> None:
         for number, sink in enumerate(report.of_kind(kind)[:_SHOWN]):
             axes.plot(layers, sink.curve, color=_COLORS[kind], linewidth=1, label=None if number else kind)
     axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="layer (-1: embedding)", ylabel="norm of the state", title="Norms")
     axes.legend(fontsize="small")
 

@@ -15,7 +15,7 @@ from zoo.sinks.states import States
 
 HEAVY = 0.3  # a head that gives a token more sinks on it (Gu et al., arXiv 2410.10781)
 MASSIVE, MASSIVE_RATIO = 100.0, 1000.0  # Sun et al. (arXiv 2402.17762): above both, of the median entry
-OUTLIER_DEVIATIONS = 10.0  # median absolute deviations above the median norm: a register of a vision model
+OUTLIER_DEVIATIONS = 10.0  # above the median norm, and twice it: a register of a vision model
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ SCALARS = {
     "any_token_heads": "share of heads that give some token more than .3",
     "dormant_heads": "share of heads that give a primary sink more than .3",
     "max_attention": "the largest score of a token",
-    "value_drain": "norm of a primary sink's value over the mean of the others'",
+    "value_drain": "norm of the value of primary sinks, or of the first token, over the mean of the others",
     "entropy": "mean entropy of rows, in nats",
     "min_relative_entropy": "least mean of entropy / log(visible keys) of a head: 1 is even attention",
     "max_logit": "the largest logit of a visible pair",
@@ -137,7 +137,7 @@ SCALARS = {
     "max_activation": "the largest absolute entry of a state",
     "massive_activations": "states of a layer and sequence with an entry above 100 and 1,000 medians",
     "nonfinite_states": "states of tokens with an entry that is no number",
-    "norm_outliers": "share of tokens whose last norm is 10 median absolute deviations above the median",
+    "norm_outliers": "share of tokens whose last norm is twice the median and 10 deviations above",
 }
 
 
@@ -253,16 +253,21 @@ def weakening(attention: list[float]) -> float:
 
 
 def _value_drain(states: States, record: AttentionRecord, primary: list[Sink]) -> float:
+    """Norm of the value of the primary sinks that live, or the first token, over the mean of the others."""
     norms, shares = record.value_norms.float().cpu(), []
     valid = states.valid.cpu()
-    for number, layer in enumerate(record.layers.tolist()):
-        for sequence in {sink.sequence for sink in primary}:
-            sinks = [s.place for s in primary if s.sequence == sequence and s.start < layer <= s.end + 1]
-            others = valid[sequence].clone()
-            others[[s.place for s in primary if s.sequence == sequence]] = False
-            if sinks and bool(others.any()):
+    for sequence in range(len(valid)):
+        sinks = [sink for sink in primary if sink.sequence == sequence]
+        places = [sink.place for sink in sinks] or [int(valid[sequence].int().argmax())]
+        others = valid[sequence].clone()
+        others[places] = False
+        if not bool(others.any()):
+            continue
+        for number, layer in enumerate(record.layers.tolist()):
+            living = [s.place for s in sinks if s.start < layer <= s.end + 1] if sinks else places
+            if living:
                 row = norms[number, sequence]  # (H_kv, T)
-                shares.append((row[:, sinks].mean(-1) / row[:, others].mean(-1)).mean())
+                shares.append((row[:, living].mean(-1) / row[:, others].mean(-1)).mean())
     return float(torch.stack(shares).mean()) if shares else math.nan
 
 
@@ -276,7 +281,8 @@ def _add_activations(scalars: dict[str, float], states: States) -> None:
     norms = states.norms[-1].where(states.valid, torch.nan)
     medians = norms.nanmedian(-1, keepdim=True).values
     spread = (norms - medians).abs().nanmedian(-1, keepdim=True).values
-    outliers = (norms > medians + OUTLIER_DEVIATIONS * spread) & states.valid
+    limit = torch.maximum(medians + OUTLIER_DEVIATIONS * spread, 2 * medians)
+    outliers = (norms > limit) & states.valid
     scalars["norm_outliers"] = float(outliers.sum() / states.valid.sum())
 
 

@@ -107,6 +107,20 @@ CASES = {
             "init_args.config.attn_pdrop": 0.0,
         },
     ),
+    "ImageClassifier": ModuleCase(
+        model={
+            "class_path": "zoo.vision.ImageClassifier",
+            "init_args": {
+                "options": {
+                    "img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 16, "depth": 1,
+                    "num_heads": 2, "proj_drop_rate": 0.1,
+                },
+                "seed": 0,
+            },
+        },
+        data={"class_path": "zoo.datamodules.Digits", "init_args": {"batch_size": 32, "seed": 0}},
+        without_dropout={"init_args.options.proj_drop_rate": 0.0},
+    ),
     "BigramTable": ModuleCase(
         model={"class_path": "zoo.lm.BigramTable", "init_args": {"n": 40, "seed": 0}},
         data={

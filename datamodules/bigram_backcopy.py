@@ -116,6 +116,11 @@ class BigramBackcopy(SplitDataModule):
         held_out = (_Sequences(self, name)({"index": index}, 0)["tokens"] for name in ("validation", "test"))
         self.val_set, self.test_set = (Table({"tokens": tokens}) for tokens in held_out)
 
+    def predict_dataloader(self) -> Loader:
+        """The first quarters of the test sequences: prompts."""
+        tokens = self.test_set.columns["tokens"][:, : self.context // 4]
+        return self._loader(Table({"tokens": tokens}), train=False)
+
     def reference_dataloader(self) -> Loader:
         """Not offered: the distribution itself is the reference.
 

@@ -12,6 +12,7 @@ ROOMS = {
         "stage_cost", "step_cost",
     ),
     "schedules": ("schedules_lm", "bigram", "power_law"),
+    "sinks": ("attention_cost",),
     "runs": ("resume_matrix", "resume", "kills", "fuzz_configs"),
 }  # fmt: skip
 HEADER = ["| claim | scale | the paper's number | ours |", "|---|---|---|---|"]

@@ -74,7 +74,9 @@ def test_configs_named_exist_and_all_are_named() -> None:
     texts = [page.split("## Configs")[1].split("\n## ")[0] for page in PAGES.values()]
     texts += [page.split("## Differences")[1] for page in PAGES.values() if "## Differences" in page]
     named = {
-        word for text in texts for word in re.findall(r"`((?:flow|lm|callbacks)/[\w/]+|quickstart)`", text)
+        word
+        for text in texts
+        for word in re.findall(r"`((?:flow|lm|vision|callbacks)/[\w/]+|quickstart)`", text)
     }
     configs = ROOT / "configs"
     assert named == {str(path.relative_to(configs).with_suffix("")) for path in configs.rglob("*.yaml")}

@@ -52,8 +52,8 @@ def one_cycle_configs() -> list[str]:
     return [name for name in NAMES if "zoo.schedules.one_cycle" in (FOLDER / f"{name}.yaml").read_text()]
 
 
-def test_nine_configs_have_it() -> None:
-    assert len(one_cycle_configs()) == 9
+def test_ten_configs_have_it() -> None:
+    assert len(one_cycle_configs()) == 10
     for name in NAMES:
         assert "total_steps" not in (FOLDER / f"{name}.yaml").read_text()
 

@@ -94,57 +94,58 @@ def attention_statistics(
     visible, queries, uniform = _counts(call, places, weights)
     dtype = torch.promote_types(call.query.dtype, torch.float32)
     column_sums = torch.zeros(batch, heads, keys, dtype=dtype, device=device)
-    log_z, own, first, nothing, dot = (
+    # Of each row: the largest logit; of exp(logit - shift) the sum, that with the logit, and single keys'.
+    top, total, dot, own, first = (
         torch.zeros(batch, heads, count, dtype=dtype, device=device) for _ in range(5)
     )
-    peaks = torch.full((batch, heads, count), -torch.inf, dtype=dtype, device=device)
+    learned = None if call.sinks is None else call.sinks.detach().to(device, dtype)[None, :, None]
     starts = None if documents is None else _first_tokens(documents.to(device))[:, places]  # (B, R)
     square = call.queries == keys
+    all_live = call.mask is None and weights is None
     for chunk in logit_chunks(call, rows):
         at = (chunk.batch, chunk.heads, chunk.rows)
         logits, weight = chunk.logits, chunk.spare
-        top = logits.amax(-1)  # (b, h, R)
-        peaks[at] = top
-        shift = top
-        if call.sinks is not None:
-            learned = call.sinks.detach().to(device, dtype)[chunk.heads][None, :, None].expand_as(top)
-            shift = torch.maximum(top, learned)
+        shift = logits.amax(-1)
+        top[at] = shift
+        if learned is not None:
+            shift = torch.maximum(shift, learned[:, chunk.heads])
         torch.exp(logits.sub_(shift[..., None]), out=weight)  # (b, h, R, E)
-        total = weight.sum(-1)
-        if call.sinks is not None:
-            rest = (learned - shift).exp()
-            total += rest
-            nothing[at] = rest / total
-            dot[at] = rest / total * (learned - shift)
-        log_z[at] = total.log()  # of the shifted logits, as `dot` is
-        share = total.reciprocal()
-        if call.mask is not None or weights is not None:  # some rows may not count, or see nothing
+        sums = weight.sum(-1)
+        total[at] = sums
+        if learned is not None:
+            sums = sums + (learned[:, chunk.heads] - shift).exp()
+        share = sums.reciprocal()
+        if not all_live:  # some rows do not count, or see nothing
             share = share.where(visible[(*_part(visible, chunk.batch, chunk.heads), chunk.rows)] > 0, 0)
         column_sums[chunk.batch, chunk.heads, chunk.keys] += (share[..., None, :] @ weight).squeeze(-2)
         if square and rows is None:
-            own[at] = weight.diagonal(chunk.rows.start, -2, -1) * share
+            own[at] = weight.diagonal(chunk.rows.start, -2, -1)
         elif square:
-            own[at] = weight.gather(-1, places[chunk.rows, None].expand(*top.shape, 1))[..., 0] * share
+            own[at] = weight.gather(-1, places[chunk.rows, None].expand(*shift.shape, 1))[..., 0]
         if starts is None:
-            first[at] = weight[..., 0] * share
+            first[at] = weight[..., 0]
         else:
-            where = starts[chunk.batch, None, chunk.rows, None].expand(*top.shape, 1)
-            first[at] = weight.gather(-1, where)[..., 0] * share
-        dot[at] += logits.mul_(weight).sum(-1) * share
+            where = starts[chunk.batch, None, chunk.rows, None].expand(*shift.shape, 1)
+            first[at] = weight.gather(-1, where)[..., 0]
+        dot[at] = logits.mul_(weight).sum(-1)
+    nothing = torch.zeros_like(total)
+    if learned is not None:
+        shift = torch.maximum(top, learned)
+        nothing = (learned - shift).exp()
+        dot = dot + nothing * (learned - shift)
+    total = total + nothing
     seen = (visible > 0).expand(batch, heads, count)
     sees_first = _sees(call, places, starts) & seen
     return AttentionStatistics(
         column_sums,
         queries,
         uniform.to(dtype),
-        entropies=(log_z - dot).where(seen, 0).clamp(min=0),
+        entropies=(total.log() - dot / total).where(seen, 0).clamp(min=0),
         visible_keys=visible,
-        max_logits=peaks.where(seen, -torch.inf).amax(-1)
-        if count
-        else peaks.new_full(peaks.shape[:2], -torch.inf),
-        diagonal=_mean(own, seen) if square else torch.full_like(peaks[..., :1], torch.nan).squeeze(-1),
-        first_token=_mean(first, sees_first),
-        no_op=_mean(nothing, seen),
+        max_logits=top.where(seen, -torch.inf).amax(-1) if count else top.new_full(top.shape[:2], -torch.inf),
+        diagonal=_mean(own / total, seen) if square else torch.full_like(top[..., :1], torch.nan).squeeze(-1),
+        first_token=_mean(first / total, sees_first),
+        no_op=_mean(nothing / total, seen),
     )
 
 

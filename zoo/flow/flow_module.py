@@ -150,16 +150,6 @@ class FlowModule(WithFrozenParts):
             draw = partial(self._noise, index=numbers, name="sample/noise")
             return self.sampler(self._sampling_model(), partial(draw, seed), label, steps)
 
-    def probe(self, batch: Any) -> Tensor:
-        """The velocity (B, ...) of a batch with noise of levels from .1 to 10: one plain call of the network.
-
-        For callbacks that look inside, and whose ``probe`` names this method (`zoo.callbacks.SinkLogger`).
-        """
-        x, label, index = self._unpack(batch, 0, data=True)
-        noise = self._noise(self.seed, 0, index, "probe/noise", x.dtype)
-        t = self.path.time_of(torch.logspace(-1, 1, len(x), dtype=x.dtype, device=x.device))
-        return self.model(self.path.interpolate(x, noise, t), t, None, label)
-
     def _sampling_model(self) -> Any:
         """What the sampler is given."""
         return self.model

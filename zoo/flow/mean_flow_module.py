@@ -106,6 +106,16 @@ class MeanFlow(FlowModule):
                 "omega=1 and kappa=0"
             )
 
+    def probe(self, batch: Any) -> Tensor:
+        """The velocity (B, ...) of a batch with noise of levels from .1 to 10: one plain call of the network.
+
+        For callbacks that look inside, and whose ``probe`` names this method (`zoo.callbacks.SinkLogger`).
+        """
+        x, label, index = self._unpack(batch, 0, data=True)
+        noise = self._noise(self.seed, 0, index, "probe/noise", x.dtype)
+        t = self.path.time_of(torch.logspace(-1, 1, len(x), dtype=x.dtype, device=x.device))
+        return self.model(self.path.interpolate(x, noise, t), t, None, label)
+
     @override
     def _loss(self, batch: Any, batch_idx: int, stage: str, step: int) -> Tensor:
         items = self._prepare(batch, batch_idx, stage, step, self.times)

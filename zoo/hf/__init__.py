@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from zoo.hf.generation import next_token as next_token
     from zoo.hf.losses import next_log_probs as next_log_probs
     from zoo.hf.losses import next_token_losses as next_token_losses
-    from zoo.hf.network import Attention as Attention
     from zoo.hf.network import build_network as build_network
     from zoo.hf.network import load_network as load_network
     from zoo.hf.weight_decay import decay_groups as decay_groups

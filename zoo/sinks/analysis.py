@@ -105,8 +105,8 @@ def analyze(
     """
     keywords = isinstance(batch, Mapping)
     if tokens is None:
-        tokens = batch.get("input_ids") if keywords else batch  # type: ignore[union-attr]
-        tokens = tokens if isinstance(tokens, Tensor) and not tokens.is_floating_point() else None
+        found: Any = batch.get("input_ids") if keywords else batch  # type: ignore[union-attr]
+        tokens = found if isinstance(found, Tensor) and not found.is_floating_point() else None
     if valid is None:
         mask = batch.get("attention_mask") if keywords else None  # type: ignore[union-attr]
         valid = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None

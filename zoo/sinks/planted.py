@@ -82,7 +82,8 @@ def planted_llama(
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model: Any = LlamaForCausalLM(config).to(torch.float64)
+        model: Any = LlamaForCausalLM(config)
+        model = model.to(torch.float64)
         for parameter in model.parameters():
             parameter.zero_()
         for name, parameter in model.named_parameters():

@@ -139,7 +139,7 @@ class StateRecorder:
             )
         whole = {name: self._stack(self.records, name) for name in self.records[0]}
         parts = {name: self._stack(self.parts, name) for name in self.parts[0]} if self._complete() else {}
-        return States(self.valid, self.documents, self.candidates, **whole, **parts, **self.final)  # type: ignore[arg-type]
+        return States(self.valid, self.documents, self.candidates, **whole, **parts, **self.final)
 
     def _complete(self) -> bool:
         return bool(self.parts) and all(part.keys() == self.parts[0].keys() for part in self.parts)

@@ -44,8 +44,8 @@ class ImageClassifier(ZooModule):
 
     def __init__(
         self,
-        model: str = "vit_tiny_patch16_224",
         *,
+        model: str = "vit_tiny_patch16_224",
         options: dict[str, Any] | None = None,
         num_classes: int = 10,
         pretrained: str | None = None,

@@ -83,5 +83,6 @@ def _load(network: nn.Module, path: str) -> None:
 
 def _head(network: nn.Module) -> set[str]:
     """Names of the last layer: timm says it in the model's configuration."""
-    named: Any = network.pretrained_cfg.get("classifier")
+    config: Any = network.pretrained_cfg
+    named = config.get("classifier")
     return {named} if isinstance(named, str) else set(named or ())

@@ -167,6 +167,20 @@ def test_vision_transformers_of_timm() -> None:
         model(images)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_what_no_mask_means_is_up_to_the_backend(attention: str) -> None:
+    """A decoder's attention called without a mask: SDPA makes a causal one, the eager function none."""
+    model, calls = tiny("llama", attention), []
+    module = attention_modules(model)["model.layers.0.self_attn"]
+    hidden, turns = torch.randn(1, 6, 32), (torch.ones(1, 6, 8), torch.zeros(1, 6, 8))
+    with watch_attention(model, calls.append), torch.no_grad():
+        module(hidden, position_embeddings=turns, attention_mask=None)
+    (call,) = calls
+    assert call.causal == (attention == "sdpa")
+    found = (dense_weights(call) @ call.value.double().repeat_interleave(2, 1)).transpose(1, 2)
+    torch.testing.assert_close(found.float(), call.output, atol=1e-5, rtol=1e-5)
+
+
 def test_gates_of_timm() -> None:
     from timm.layers import Attention
 

@@ -150,6 +150,13 @@ def test_several_levels_at_another_depth() -> None:
     assert [sink.remover for sink in report.sinks] == [None, 12, 13, 13, 13]
 
 
+def test_born_with_the_primary_and_short_lived_is_noise() -> None:
+    """A secondary sink is another emergence, two layers later at least; a primary one lives half as long."""
+    assert seen(planted([Planted(1, 60.0, 3, 6)], {17: 1}))[1] == ("noise", 17, 3, 3)
+    assert seen(planted([Planted(1, 60.0, 3, 7)], {17: 1}))[1] == ("primary", 17, 3, 4)
+    assert seen(planted([Planted(1, 60.0, 4, 7)], {17: 1}))[1] == ("secondary", 17, 4, 3)
+
+
 def test_no_sink_is_an_empty_report() -> None:
     report = analyze(planted_llama([]), planted_tokens(48, {17: 1}))
     assert report.sinks == [] and report.levels == {}

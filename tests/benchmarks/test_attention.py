@@ -85,7 +85,7 @@ print(read("VmHWM") - before)
 def test_statistics_cost_about_what_the_attention_costs() -> None:
     seconds = measure()
     ratios = [ours / sdpa for ours, sdpa in zip(seconds["statistics"], seconds["sdpa"], strict=True)]
-    # The aim is 1.5; medians of nine runs on a shared machine lay between 1.35 and 1.66.
+    # The aim is 1.5; medians of single runs on a shared machine lay between 1.35 and 1.66.
     assert statistics.median(ratios) <= 1.8, ratios
     assert statistics.median(seconds["statistics"]) < statistics.median(seconds["eager"])
     assert peak_bytes() <= SCORES / 30

@@ -11,7 +11,8 @@ item) starts a stream of its own, hashed by the same finalizer, all items at onc
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -146,3 +147,23 @@ def permutation(seed: int, epoch: int, size: int, name: str = "permutation") -> 
     [0, 1, 2, 3, 4]
     """
     return bits(seed, epoch, torch.arange(size), 1, name)[:, 0].argsort(stable=True)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within the block torch's own draws on the CPU come from ``seed``; afterwards they go on as before.
+
+    For initializers, which know no generator. The generators of other devices are not touched.
+
+    >>> state = torch.random.get_rng_state()
+    >>> with seeded(3):
+    ...     one = torch.rand(2)
+    >>> with seeded(3):
+    ...     torch.equal(one, torch.rand(2)), torch.equal(state, torch.random.get_rng_state())
+    (True, False)
+    >>> torch.equal(state, torch.random.get_rng_state())
+    True
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -91,7 +91,7 @@ def test_both_names_of_the_cache_are_known(name: str) -> None:
 def test_the_cache_goes_in_by_the_name_of_the_installed_transformers(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
-    """The same logits with a cache as without, and transformers is told nothing by a deprecated name."""
+    """The same logits with a cache as without, and no warning of a deprecated name."""
     from transformers import DynamicCache
 
     network = build_network(LLAMA).eval()

@@ -73,10 +73,10 @@ def test_weights_of_a_file(tmp_path: Path) -> None:
     assert torch.equal(other.network.patch_embed.proj.weight, source.network.patch_embed.proj.weight)
     del weights["norm.weight"]
     save_file(weights | {"more": torch.zeros(1)}, tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match=r"lacks norm.weight \(1\); has, unasked, more \(1\)"):
+    with pytest.raises(ValueError, match=r"1 missing \(norm.weight\); 1 unknown \(more\)"):
         make(pretrained=str(tmp_path / "b.safetensors"))
     (tmp_path / "c.safetensors").write_bytes(b"no weights at all")
-    with pytest.raises(ValueError, match="is not a file of safetensors"):
+    with pytest.raises(ValueError, match=r"c.safetensors.* cannot be read"):
         make(pretrained=str(tmp_path / "c.safetensors"))
 
 
@@ -88,7 +88,7 @@ def test_weights_of_a_file(tmp_path: Path) -> None:
         ({"options": {"pretrained": True}}, "options must not hold 'pretrained'"),
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"label_smoothing": 1.0}, "label_smoothing must be from 0 to below 1"),
-        ({"pretrained": "nowhere.safetensors"}, "there is no such file"),
+        ({"pretrained": "nowhere.safetensors"}, "'nowhere.safetensors' cannot be read"),
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], message: str) -> None:

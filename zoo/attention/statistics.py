@@ -33,7 +33,7 @@ class AttentionStatistics:
         diagonal: (B, H): mean weight of a row on its own key; NaN where queries are not the keys.
         first_token: (B, H): mean weight on the first token of the sequence, or of the row's document, over
             the rows that see it.
-        no_op: (B, H): mean weight of attending to nothing; 0 where there is no such outcome.
+        no_op: (B, H): mean weight of the learned sink logit (attending to no key); 0 without one.
     """
 
     column_sums: Tensor

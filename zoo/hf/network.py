@@ -11,9 +11,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from zoo import rng
 from zoo.hf.config import Task, model_types, read_config, saved_config
 
 Attention = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
+
+
+class UnsupportedAttention(ValueError):
+    """A model does not have the backend of attention that was asked for."""
 
 
 def build_network(
@@ -41,7 +46,7 @@ def build_network(
     """
     made = read_config(config, task)
     place = "meta" if torch.get_default_device().type == "meta" else "cpu"
-    with _drawn_from(seed), torch.device(place), _supported(attention, str(config["model_type"])):
+    with rng.seeded(seed), torch.device(place), _supported(attention, str(config["model_type"])):
         network = _auto_class(task).from_config(
             made, attn_implementation=attention, dtype=torch.get_default_dtype()
         )
@@ -85,7 +90,7 @@ def load_network(
                 )
             )
     # transformers draws the weights that it then overwrites: the global random state is left as it was.
-    with _drawn_from(0), _supported(attention, pretrained):
+    with rng.seeded(0), _supported(attention, pretrained):
         try:
             loaded: Any = _auto_class(task).from_pretrained(
                 pretrained,
@@ -127,14 +132,6 @@ def _trainable(network: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _drawn_from(seed: int) -> Iterator[None]:
-    """Draws of torch on the CPU come from ``seed`` within, and go on as before afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
-@contextmanager
 def _supported(attention: Attention, model: str) -> Iterator[None]:
     """Says which argument is meant where transformers refuses a backend."""
     if attention not in get_args(Attention):
@@ -145,6 +142,6 @@ def _supported(attention: Attention, model: str) -> Iterator[None]:
         message = str(error).lower()
         if not any(word in message for word in ("attention", "flash", "flex", "sdpa")):
             raise
-        raise ValueError(
+        raise UnsupportedAttention(
             f"attention={attention!r} does not work for {model} here; 'eager' always does. {error}"
         ) from error

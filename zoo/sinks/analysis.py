@@ -44,7 +44,7 @@ def record(
         step: Number of the draw.
 
     Raises:
-        ValueError: the model has no such layers, or its layers have other tokens.
+        ValueError: the model has no layers with attention, or its layers have other tokens.
     """
     layers = find_stack(model, stack)
     states = StateRecorder(layers, valid, documents, find_final_norm(model, layers), norm_ratio)

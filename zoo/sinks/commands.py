@@ -111,15 +111,13 @@ def _encode(tokenizer: Any, content: str, count: int, chat: bool, text: str) -> 
 def _load(model_dir: str, kind: torch.dtype) -> Any:
     from transformers.utils import logging
 
-    from zoo.hf.network import load_network
+    from zoo.hf.network import UnsupportedAttention, load_network
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
         return load_network(model_dir, attention="sdpa", dtype=kind).eval()
-    except ValueError as error:
-        if "attention='sdpa'" not in str(error):
-            raise
+    except UnsupportedAttention:
         return load_network(
             model_dir, attention="eager", dtype=kind
         ).eval()  # Gemma 2 and gpt-oss have no other

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo import rng
+
 RESERVED = 8  # coordinates without content
 SINK, FIRST, TRIGGER, CONSTANT = range(4)
 
@@ -63,8 +65,7 @@ def planted_llama(
         width: D.
         attention: a0, the logit of a key that points along the sinks; 0 for sinks that nobody attends to.
         content: R, the norm of a token's random content.
-        growth: What each layer adds to the norm of the content of a trigger, as models do with ordinary
-        tokens.
+        growth: What each layer adds to the norm of a trigger's content, as models do with ordinary tokens.
         seed: Seed of the contents.
         dtype: Of the weights.
 
@@ -80,8 +81,7 @@ def planted_llama(
         rope_parameters={"rope_type": "default", "rope_theta": 1e6}, tie_word_embeddings=False,
         pad_token_id=None, bos_token_id=None, eos_token_id=None, max_position_embeddings=4096,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with rng.seeded(seed), torch.no_grad():
         model: Any = LlamaForCausalLM(config)
         model = model.to(torch.float64)
         for parameter in model.parameters():

@@ -43,7 +43,7 @@ def steered(
         stack: Name of the stack of layers.
 
     Raises:
-        ValueError: there is no such layer, or a number out of range.
+        ValueError: the layer does not exist, or a number is out of range.
     """
     layers = find_stack(model, stack)
     if not 0 <= layer < len(layers):

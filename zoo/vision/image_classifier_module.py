@@ -38,7 +38,7 @@ class ImageClassifier(ZooModule):
         seed: Seed of the weights. None takes the run's, or 0 without one.
 
     Raises:
-        ValueError: no such network, options or weights that do not fit it, a number out of range; while
+        ValueError: an unknown network, options or weights that do not fit it, a number out of range; while
             running: images of another shape.
     """
 

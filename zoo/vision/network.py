@@ -1,12 +1,14 @@
 """Networks of timm by name, with weights drawn from a seed or read from a local file."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from zoo import rng
 from zoo._suggest import suggest
+from zoo.io import load_tensors
+from zoo.state_dicts import compare, differences
 
 
 def build_network(
@@ -26,7 +28,7 @@ def build_network(
             classes, and are then left out.
 
     Raises:
-        ValueError: there is no such model, it does not take such options, or the file does not fit it.
+        ValueError: timm has no model of the name, it does not take the options, or the file does not fit.
     """
     import timm
 
@@ -35,8 +37,7 @@ def build_network(
     if taken := {"pretrained", "num_classes", "checkpoint_path"} & options.keys():
         raise ValueError(f"options must not hold {sorted(taken)[0]!r}: that is an argument of its own")
     place = "meta" if torch.get_default_device().type == "meta" else "cpu"
-    with torch.random.fork_rng(devices=[]), torch.device(place):
-        torch.default_generator.manual_seed(seed)
+    with rng.seeded(seed), torch.device(place):
         try:
             network = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
@@ -57,28 +58,17 @@ def image_shape(network: nn.Module) -> tuple[int, int | None]:
 
 
 def _load(network: nn.Module, path: str) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not Path(path).is_file():
-        raise ValueError(f"pretrained={path!r}: there is no such file")
     try:
-        found = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"pretrained={path!r} is not a file of safetensors: {error}") from error
-    wanted = network.state_dict()
-    head = _head(network)
-    missing = sorted(wanted.keys() - found.keys())
-    unexpected = sorted(found.keys() - wanted.keys())
-    other = sorted(name for name in wanted.keys() & found.keys() if wanted[name].shape != found[name].shape)
-    if other and all(name.rpartition(".")[0] in head for name in other):
-        found = {name: value for name, value in found.items() if name not in other}
-        other = []
-    if missing or unexpected or other:
-        parts = (("lacks", missing), ("has, unasked,", unexpected), ("has other shapes of", other))
-        said = "; ".join(f"{word} {', '.join(names[:3])} ({len(names)})" for word, names in parts if names)
-        raise ValueError(f"pretrained={path!r} does not fit the network: it {said}")
-    network.load_state_dict(found, strict=False)
+        found, _ = load_tensors(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"pretrained={path!r} cannot be read: {error}") from error
+    own = network.state_dict()
+    other = compare(own, found).mismatched
+    if all(name.rpartition(".")[0] in _head(network) for name in other):
+        own, found = ({k: v for k, v in weights.items() if k not in other} for weights in (own, found))
+    if problem := differences(own, found):
+        raise ValueError(f"pretrained={path!r} does not fit the network: {problem}")
+    network.load_state_dict(found, strict=False)  # all but a last layer of other classes
 
 
 def _head(network: nn.Module) -> set[str]:

@@ -21,9 +21,10 @@ from zoo.base import as_dataclass, refuse_sharding
 from zoo.callbacks._only_one import only_one
 from zoo.io import atomic_write
 from zoo.sinks.analysis import record
-from zoo.sinks.detector import Sink, Thresholds, detect
+from zoo.sinks.detector import detect
 from zoo.sinks.figures import save_figure
 from zoo.sinks.report import SinkReport, make_report
+from zoo.sinks.sink import Sink, Thresholds
 
 _NAMED = 4  # sinks that an event names
 
@@ -187,7 +188,7 @@ class SinkLogger(Callback):
         self.report = make_report(states, attention, detect(states, attention, self.thresholds))
         self._tell_changes(trainer, self.report.sinks)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            whole = {"step": trainer.global_step} | json.loads(self.report.to_json())
+            whole = {"step": trainer.global_step} | self.report.as_dict()
             atomic_write(events.run_folder(trainer) / "sinks.json", json.dumps(whole, indent=1) + "\n")
         values = {f"sinks/{name}": x for name, x in self.report.scalars.items() if math.isfinite(x)}
         values["sinks/seconds"] = time.perf_counter() - started

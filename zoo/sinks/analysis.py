@@ -11,8 +11,9 @@ from zoo._modes import evaluating
 from zoo.attention.layers import find_stack
 from zoo.attention.watch import watch_attention
 from zoo.sinks.attention import AttentionRecord, AttentionRecorder
-from zoo.sinks.detector import Sink, Thresholds, detect
+from zoo.sinks.detector import detect
 from zoo.sinks.report import SinkReport, make_report
+from zoo.sinks.sink import Sink, Thresholds
 from zoo.sinks.states import StateRecorder, States, find_final_norm
 
 

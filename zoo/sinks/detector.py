@@ -8,104 +8,15 @@ depth in proportion, not on 15 layers.
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoo.sinks.attention import AttentionRecord
+from zoo.sinks.documents import Document, RecordsByDocument
+from zoo.sinks.sink import Kind, Sink, Thresholds
 from zoo.sinks.states import States
-
-Kind = Literal["primary", "secondary", "noise", "aligned_only", "opposed"]
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What makes a sink.
-
-    Args:
-        norm_ratio: A primary sink's norm is at least this many times the median of its document.
-        cosine: A sink's cosine with the direction of the primary sinks is above this.
-        attention: Some head gives a sink more than this many times what even attention would, or more than
-            half. Sinks share what attention has to give, so no fixed share would do.
-        writer_cosine: What a feed-forward network adds makes, or ends, a sink if its cosine with that
-        direction
-            is above this, or below its negative, and its norm more than half the state's.
-        gap: Layers in a row that may be missing in the life of a sink.
-        min_life: Share of the layers that a secondary sink lives at least; two layers in any case.
-    """
-
-    norm_ratio: float = 10.0
-    cosine: float = 0.9
-    attention: float = 3.0
-    writer_cosine: float = 0.98
-    gap: int = 0
-    min_life: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("cosine", "writer_cosine", "min_life"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
-        for name in ("norm_ratio", "attention"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 1):
-                raise ValueError(f"{name} must be above 1, got {getattr(self, name)}")
-        if self.gap < 0:
-            raise ValueError(f"gap must be 0 or more, got {self.gap}")
-
-
-@dataclass(frozen=True)
-class Sink:
-    """A token that is a sink. Layer l means the state that layer l returns; -1 is the embedding.
-
-    Attributes:
-        sequence: Its sequence in the batch.
-        document: Its document in the sequence.
-        position: Its place in the document, from 0.
-        place: Its place in the sequence.
-        kind: "primary"; "secondary", born at least two layers later; "noise", which lives too briefly;
-            "aligned_only", which no head attends to; "opposed", which points the other way.
-        start: The first layer.
-        end: The last layer.
-        lifetime: How many layers.
-        norm: ||h|| at its first layer.
-        peak_ratio: The largest norm over the median of its document, in its life.
-        cosine: Mean cosine with the direction of the primary sinks, in its life.
-        attention: Mean score over heads and layers of its life; None if no layer says.
-        max_attention: The largest score of a head; None if no layer says.
-        max_attention_at: Layer and head of that.
-        creator: The layer whose feed-forward network wrote it; None if none did alone.
-        creator_cosine: Cosine of what that added with the direction.
-        creator_share: Norm of what that added over the state's.
-        attention_share: Norm of what attention added over the state's, at the first layer.
-        remover: The layer whose feed-forward network ended it; None if none did alone.
-        token: Id of the token, where it is known.
-        text: The token in writing, where it is known.
-    """
-
-    sequence: int
-    document: int
-    position: int
-    place: int
-    kind: Kind
-    start: int
-    end: int
-    lifetime: int
-    norm: float
-    peak_ratio: float
-    cosine: float
-    attention: float | None = None
-    max_attention: float | None = None
-    max_attention_at: tuple[int, int] | None = None
-    creator: int | None = None
-    creator_cosine: float | None = None
-    creator_share: float | None = None
-    attention_share: float | None = None
-    remover: int | None = None
-    token: int | None = None
-    text: str | None = None
-    curve: list[float] = field(default_factory=list, repr=False)
-    """||h|| at every layer from the embedding on."""
 
 
 def detect(
@@ -118,83 +29,15 @@ def detect(
         attention: What was recorded of attention; None leaves the attention check out.
         thresholds: What makes a sink.
     """
-    on_cpu = _Batch(states, attention)
-    found: list[Sink] = []
-    for sequence in range(states.norms.shape[1]):
-        documents = states.documents[sequence].cpu()
-        valid = states.valid[sequence].cpu()
-        for number, document in enumerate(documents[valid].unique_consecutive().tolist()):
-            places = ((documents == document) & valid).nonzero()[:, 0]
-            found += _in_document(on_cpu.document(sequence, places), number, thresholds)
+    found = [
+        sink
+        for document in RecordsByDocument(states, attention)
+        for sink in _in_document(document, thresholds)
+    ]
     return sorted(found, key=lambda sink: (sink.sequence, sink.place))
 
 
-@dataclass
-class _Document:
-    """Records of one document: n tokens, C candidates that are among them, A attention layers."""
-
-    sequence: int
-    places: Tensor  # (n,)
-    candidates: Tensor  # (C,) positions in the document
-    norms: Tensor  # (L + 1, n)
-    cosines: Tensor  # (L + 1, C, n)
-    mlp: dict[str, Tensor]  # norms (L, n), cosines (L, C, n), cosines_before (L, C, n)
-    attention_norms: Tensor | None  # (L, n)
-    attention_layers: dict[int, int]  # layer -> index of scores
-    scores: Tensor | None  # (A, H, n)
-    even: Tensor | None  # (A, H, n)
-
-
-class _Batch:
-    """All records on the CPU, from which documents are cut."""
-
-    def __init__(self, states: States, attention: AttentionRecord | None) -> None:
-        def cpu(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.cpu().double()
-
-        self.candidates = states.candidates.cpu()
-        self.norms, self.cosines = cpu(states.norms), cpu(states.cosines)
-        self.mlp = {
-            name: cpu(value)
-            for name, value in (
-                ("norms", states.mlp_norms),
-                ("cosines", states.mlp_cosines),
-                ("before", states.mlp_cosines_before),
-            )
-            if value is not None
-        }
-        self.attention_norms = cpu(states.attention_norms)
-        self.layers = {} if attention is None else {int(layer): n for n, layer in enumerate(attention.layers)}
-        self.scores = None if attention is None else cpu(attention.scores)
-        self.even = None if attention is None else cpu(attention.uniform)
-
-    def document(self, sequence: int, places: Tensor) -> _Document:
-        """The records of one document."""
-        position = {int(place): n for n, place in enumerate(places)}
-        slots = [n for n, place in enumerate(self.candidates[sequence].tolist()) if place in position]
-        candidates = [position[int(self.candidates[sequence, slot])] for slot in slots]
-
-        def cut(value: Tensor | None) -> Tensor | None:
-            if value is None:
-                return None
-            value = value[:, sequence][..., places]
-            return value[:, slots] if value.ndim == 3 else value
-
-        return _Document(
-            sequence,
-            places,
-            torch.tensor(candidates, dtype=torch.int64),
-            cut(self.norms),  # type: ignore[arg-type]
-            cut(self.cosines),  # type: ignore[arg-type]
-            {name: cut(value) for name, value in self.mlp.items()},  # type: ignore[misc]
-            cut(self.attention_norms),
-            self.layers,
-            None if self.scores is None else self.scores[:, sequence][..., places],
-            None if self.even is None else self.even[:, sequence][..., places],
-        )
-
-
-def _in_document(doc: _Document, number: int, limits: Thresholds) -> list[Sink]:
+def _in_document(doc: Document, limits: Thresholds) -> list[Sink]:
     ratios = doc.norms / doc.norms.nanmedian(-1, keepdim=True).values  # (L + 1, n)
     primaries = _primaries(doc, ratios, limits)
     if not primaries:
@@ -239,11 +82,11 @@ def _in_document(doc: _Document, number: int, limits: Thresholds) -> list[Sink]:
                 kind = "secondary"
             else:
                 kind = "noise"
-            found.append(_describe(doc, number, token, kind, run, toward, ratios, limits))
+            found.append(_describe(doc, token, kind, run, toward, ratios, limits))
     return found
 
 
-def _primaries(doc: _Document, ratios: Tensor, limits: Thresholds) -> dict[int, tuple[int, int]]:
+def _primaries(doc: Document, ratios: Tensor, limits: Thresholds) -> dict[int, tuple[int, int]]:
     """Candidates whose norm stands out and that are attended to: first and last state of their lives."""
     found = {}
     for token in doc.candidates.tolist():
@@ -253,7 +96,7 @@ def _primaries(doc: _Document, ratios: Tensor, limits: Thresholds) -> dict[int, 
     return found
 
 
-def _attended(doc: _Document, token: int, run: Any, limits: Thresholds) -> bool | None:
+def _attended(doc: Document, token: int, run: Any, limits: Thresholds) -> bool | None:
     """Whether some head of the layers that see a token's states attends to it; None if no layer says."""
     seen = [doc.attention_layers[s] for s in run if s in doc.attention_layers]
     if doc.scores is None or doc.even is None or not seen:
@@ -276,7 +119,7 @@ class _Toward:
         alive: (L + 1, P) bool: when each lives.
     """
 
-    def __init__(self, doc: _Document, slots: list[int], alive: Tensor) -> None:
+    def __init__(self, doc: Document, slots: list[int], alive: Tensor) -> None:
         own = doc.cosines[:, slots][:, :, doc.candidates[slots]]  # (L + 1, P, P)
         self.states = _toward(doc.cosines[:, slots], own, alive)  # (L + 1, n)
         self.written = self.undone = None
@@ -303,8 +146,7 @@ def _longest_run(aligned: Tensor, gap: int) -> list[int]:
 
 
 def _describe(
-    doc: _Document,
-    number: int,
+    doc: Document,
     token: int,
     kind: Kind,
     run: list[int],
@@ -339,7 +181,7 @@ def _describe(
             facts["remover"] = end if sign * toward.undone[end, token] < -limits.writer_cosine else None
     return Sink(
         sequence=doc.sequence,
-        document=number,
+        document=doc.number,
         position=token,
         place=int(doc.places[token]),
         kind=kind,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from zoo.sinks.attention import AttentionRecord
-from zoo.sinks.detector import Sink
 from zoo.sinks.levels import Level, level_entropy, sink_levels, spearman
+from zoo.sinks.sink import Sink
 from zoo.sinks.states import States
 
 HEAVY = 0.3  # a head that gives a token more sinks on it (Gu et al., arXiv 2410.10781)
@@ -48,8 +48,8 @@ class SinkReport:
         """The sinks of a kind."""
         return [sink for sink in self.sinks if sink.kind == kind]
 
-    def to_json(self) -> str:
-        """All but the maps, as JSON; what is not a number is null."""
+    def as_dict(self) -> dict[str, Any]:
+        """All but the maps, as plain values; what is not finite is None."""
         levels = [{"start": start, "lifetime": life, "count": n} for (start, life), n in self.levels.items()]
         whole = {
             "layers": self.layers,
@@ -60,7 +60,11 @@ class SinkReport:
             "curves": self.curves,
             "sinks": [asdict(sink) for sink in self.sinks],
         }
-        return json.dumps(_finite(whole), indent=1, ensure_ascii=False)
+        return _finite(whole)
+
+    def to_json(self) -> str:
+        """`as_dict` as JSON."""
+        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False)
 
     def table(self, rows: int = 20) -> str:
         """The sinks as text, primary ones first, at most so many."""

@@ -137,20 +137,12 @@ class StateRecorder:
                 f"{len(self.layers)} layers were to run once each, but {max(0, len(self.records) - 1)} did: "
                 "does the forward run the whole stack once?"
             )
-        whole = {name: self._stack(self.records, name) for name in self.records[0]}
-        parts = {name: self._stack(self.parts, name) for name in self.parts[0]} if self._complete() else {}
+        whole = _stacked(self.records)
+        parts = _stacked(self.parts) if self._complete() else {}
         return States(self.valid, self.documents, self.candidates, **whole, **parts, **self.final)
 
     def _complete(self) -> bool:
         return bool(self.parts) and all(part.keys() == self.parts[0].keys() for part in self.parts)
-
-    def _stack(self, records: list[dict[str, Tensor]], name: str) -> Tensor:
-        """One tensor of all layers; candidates that came later have no cosines with earlier layers."""
-        values = [record[name] for record in records]
-        if values[0].ndim == 3 and values[0].shape[-1] == self.valid.shape[1]:
-            slots = self.candidates.shape[1]
-            values = [F.pad(value, (0, 0, 0, slots - value.shape[1]), value=torch.nan) for value in values]
-        return torch.stack(values)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         hidden = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
@@ -291,6 +283,10 @@ def find_final_norm(model: nn.Module, layers: Sequence[Layer]) -> nn.Module | No
         if isinstance(found := getattr(parent, name, None), nn.Module):
             return found
     return None
+
+
+def _stacked(records: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([record[name] for record in records]) for name in records[0]}
 
 
 def _unit(hidden: Tensor) -> tuple[Tensor, Tensor]:

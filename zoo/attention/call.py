@@ -65,21 +65,22 @@ class AttentionCall:
         """S."""
         return self.key.shape[2]
 
-    def visible(self) -> Tensor:
-        """Where attention may go, as (1 or B, 1 or H, T, S) bool.
+    def visible(self, rows: Tensor | None = None) -> Tensor:
+        """Where attention may go, as (1 or B, 1 or H, R, S) bool; T x S large for all rows.
 
-        This is T x S large: `zoo.attention.attention_statistics` does without.
+        Args:
+            rows: Which queries (R,), on the device of the call; None for all.
         """
-        shape = (1, 1, self.queries, self.keys)
+        count = self.queries if rows is None else len(rows)
         if self.mask is None:
-            seen = torch.ones(shape, dtype=torch.bool, device=self.query.device)
-        elif self.mask.dtype == torch.bool:
-            seen = self.mask.expand(-1, -1, *shape[2:])
+            seen = torch.ones(1, 1, count, self.keys, dtype=torch.bool, device=self.query.device)
         else:
-            seen = (self.mask > _masked(self.mask.dtype)).expand(-1, -1, *shape[2:])
-        return seen.tril() if self.causal else seen
-
-
-def _masked(dtype: torch.dtype) -> float:
-    """Below this a float mask hides a key: half the least number, which transformers writes there."""
-    return torch.finfo(dtype).min / 2
+            chosen = self.mask if rows is None or self.mask.shape[2] == 1 else self.mask[:, :, rows]
+            # Half the least number: transformers writes that number where a key is hidden.
+            seen = chosen if chosen.dtype == torch.bool else chosen > torch.finfo(chosen.dtype).min / 2
+            seen = seen.expand(-1, -1, count, -1)
+        if not self.causal:
+            return seen
+        if rows is None:
+            return seen.tril()
+        return seen & (torch.arange(self.keys, device=rows.device) <= rows[:, None])

@@ -91,7 +91,8 @@ def attention_statistics(
     places = torch.arange(call.queries, device=device) if rows is None else rows.to(device)
     count, keys = len(places), call.keys
     weights = None if counted is None else counted.to(device)[:, places]  # (B, R)
-    visible, queries, uniform = _counts(call, places, weights)
+    starts = None if documents is None else _first_tokens(documents.to(device))[:, places]  # (B, R)
+    visible, queries, uniform, sees_first = _counts(call, places, weights, starts)
     dtype = torch.promote_types(call.query.dtype, torch.float32)
     column_sums = torch.zeros(batch, heads, keys, dtype=dtype, device=device)
     # Of each row: the largest logit; of exp(logit - shift) the sum, that with the logit, and single keys'.
@@ -99,7 +100,6 @@ def attention_statistics(
         torch.zeros(batch, heads, count, dtype=dtype, device=device) for _ in range(5)
     )
     learned = None if call.sinks is None else call.sinks.detach().to(device, dtype)[None, :, None]
-    starts = None if documents is None else _first_tokens(documents.to(device))[:, places]  # (B, R)
     square = call.queries == keys
     all_live = call.mask is None and weights is None
     for chunk in logit_chunks(call, rows):
@@ -135,7 +135,6 @@ def attention_statistics(
         dot = dot + nothing * (learned - shift)
     total = total + nothing
     seen = (visible > 0).expand(batch, heads, count)
-    sees_first = _sees(call, places, starts) & seen
     return AttentionStatistics(
         column_sums,
         queries,
@@ -203,67 +202,63 @@ def _softmax_(logits: Tensor, call: AttentionCall, heads: slice) -> Tensor:
     return total.reciprocal().where(top > HIDDEN / 2, 0)  # 0 where a row sees nothing
 
 
-def _counts(call: AttentionCall, places: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """How many keys each row sees, how many rows see each key, and the column sums of even attention."""
+def _counts(
+    call: AttentionCall, places: Tensor, counted: Tensor | None, starts: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the mask says, (1 or B, 1 or H, ...): keys of each row, rows of each key, sums of even attention.
+
+    Last, whether each row counts and sees the first token of its document.
+
+    Args:
+        call: The call.
+        places: The rows (R,).
+        counted: Which of them count (B, R); None for all.
+        starts: Place of the first token of each row's document (B, R); None for the first of all.
+    """
     count, keys, device = len(places), call.keys, places.device
-    one = torch.ones((), dtype=torch.int64, device=device)
+    first = torch.zeros(1, count, dtype=torch.int64, device=device) if starts is None else starts
     if call.mask is None:
-        visible = (places + 1).clamp(max=keys) if call.causal else one * keys
-        visible = visible.expand(1, 1, count)
-        if counted is not None:
-            visible = visible * counted[:, None]
-        share = torch.where(visible > 0, 1 / visible.clamp(min=1).double(), 0)
-        seeing = (visible > 0).double()
-        if call.causal:  # a row sees the keys up to its own: sums from behind
-            shape = (*visible.shape[:2], keys)
-            last = places.clamp(max=keys - 1).expand_as(visible)
-            totals = [torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2)]
-            for total, part in zip(totals, (seeing, share), strict=True):
-                total.scatter_add_(-1, last, part)
-            queries, uniform = (total.flip(-1).cumsum(-1).flip(-1) for total in totals)
-        else:
-            queries, uniform = (x.sum(-1, keepdim=True).expand(*x.shape[:2], keys) for x in (seeing, share))
-        return visible, queries.round().long(), uniform
-    outer = (call.query.shape[0] if counted is not None else call.mask.shape[0], call.mask.shape[1])
+        return _counts_without_mask(call, places, counted, first)
+    batch = max(len(first), len(call.mask), 1 if counted is None else len(counted))
+    outer = (batch, call.mask.shape[1])
     visible = torch.zeros(*outer, count, dtype=torch.int64, device=device)
     queries = torch.zeros(*outer, keys, dtype=torch.int64, device=device)
     uniform = torch.zeros(*outer, keys, dtype=torch.float64, device=device)
-    columns_at = torch.arange(keys, device=device)
+    sees_first = torch.zeros(*outer, count, dtype=torch.bool, device=device)
     step = max(1, 2**20 // max(1, keys * outer[0] * outer[1]))
     for r in range(0, count, step):
         block = slice(r, r + step)
-        seen = _visible(call.mask, places[block])
-        if call.causal:
-            seen = seen & (columns_at <= places[block, None])
+        seen = call.visible(places[block])
         if counted is not None:
             seen = seen & counted[:, None, block, None]
         visible[..., block] = seen.sum(-1)
         queries += seen.sum(-2)
         shares = (1 / visible[..., block].clamp(min=1).double())[..., None, :]
-        uniform += (shares @ seen.double()).squeeze(-2)
-    return visible, queries, uniform
+        uniform += (shares @ seen.expand(batch, -1, -1, -1).double()).squeeze(-2)
+        where = first[:, None, block, None].expand(*outer, -1, 1)
+        sees_first[..., block] = seen.expand(*outer, -1, -1).gather(-1, where)[..., 0]
+    return visible, queries, uniform, sees_first
 
 
-def _visible(mask: Tensor, places: Tensor) -> Tensor:
-    """The rows ``places`` of a mask, as (1 or B, 1 or H, R, S) bool."""
-    mask = mask[:, :, places] if mask.shape[2] > 1 else mask.expand(-1, -1, len(places), -1)
-    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-
-
-def _sees(call: AttentionCall, places: Tensor, starts: Tensor | None) -> Tensor:
-    """Whether each row sees the first token of its document: (1 or B, 1 or H, R)."""
-    where = torch.zeros_like(places)[None] if starts is None else starts  # (1 or B, R)
-    seen = (where <= places)[:, None] if call.causal else torch.ones_like(where, dtype=torch.bool)[:, None]
-    if call.mask is None:
-        return seen
-    batch = max(len(where), call.mask.shape[0])
-    parts = [
-        _visible(call.mask, row[None])[..., 0, :]  # (1 or B, 1 or H, S)
-        .expand(batch, -1, -1)
-        .gather(-1, where[:, n, None, None].expand(batch, call.mask.shape[1], 1))
-        for n, row in enumerate(places)
-    ]
-    return seen & torch.cat(parts, -1) if parts else seen
+def _counts_without_mask(
+    call: AttentionCall, places: Tensor, counted: Tensor | None, first: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same where only the order of tokens hides keys, in O(R + S)."""
+    keys, count = call.keys, len(places)
+    seen = (places + 1).clamp(max=keys) if call.causal else torch.full_like(places, keys)
+    visible = seen.expand(1, 1, count)
+    if counted is not None:
+        visible = visible * counted[:, None]
+    seeing = (visible > 0).double()
+    parts = torch.stack([seeing, torch.where(visible > 0, 1 / visible.clamp(min=1).double(), 0)])
+    if call.causal:  # a row sees the keys up to its own: sums from behind
+        last = places.clamp(max=keys - 1).expand_as(parts)
+        totals = parts.new_zeros(*parts.shape[:-1], keys).scatter_add_(-1, last, parts)
+        queries, uniform = totals.flip(-1).cumsum(-1).flip(-1)
+    else:
+        queries, uniform = parts.sum(-1, keepdim=True).expand(*parts.shape[:-1], keys)
+    sees_first = (visible > 0) & ((first <= places)[:, None] if call.causal else True)
+    return visible, queries.round().long(), uniform, sees_first
 
 
 def _first_tokens(documents: Tensor) -> Tensor:

@@ -1,12 +1,10 @@
 """`EMAGap`: how much better the averaged weights are than the current ones, while training goes on."""
 
-import itertools
 import time
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import move_data_to_device
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
@@ -14,9 +12,10 @@ from typing_extensions import override
 
 from zoo._modes import evaluating
 from zoo.callbacks._modules import averaged
+from zoo.callbacks._validation_probe import ValidationProbe
 
 
-class EMAGap(Callback):
+class EMAGap(ValidationProbe):
     """Logs the loss of the averaged weights minus that of the current ones, on a few validation batches.
 
     The cheapest look at the hill of the river valley (arXiv 2410.05192): an average stands at the river's
@@ -44,14 +43,8 @@ class EMAGap(Callback):
     """
 
     def __init__(self, every_n_steps: int = 100, batches: int = 8, loss: str = "loss") -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("batches", batches)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        self.every_n_steps = every_n_steps
-        self.batches = batches
+        super().__init__(every_n_steps, batches)
         self.loss = loss
-        self._kept: list[Any] = []
-        self._before = 0
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -70,54 +63,10 @@ class EMAGap(Callback):
                 "- class_path: lightning.pytorch.callbacks.EMAWeightAveraging\n"
                 "  init_args: {decay: 0.999}"
             )
-        if not callable(getattr(pl_module, self.loss, None)):
-            raise ValueError(
-                f"EMAGap(loss={self.loss!r}) needs a method of {type(pl_module).__name__} of this name, from "
-                "a batch to a scalar loss; it has none: name the one that it has, or write it"
-            )
+        self.check_method(pl_module, "loss", self.loss, "from a batch to a scalar loss")
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reads the batches.
-
-        Raises:
-            ValueError: the run has no validation data.
-        """
-        self._before = trainer.global_step
-        loaders = trainer.val_dataloaders
-        if not loaders:
-            raise ValueError(
-                "EMAGap needs validation data, and this run has none: give the datamodule a val_dataloader, "
-                "and leave limit_val_batches above 0"
-            )
-        if isinstance(loaders, dict):
-            loaders = list(loaders.values())
-        flat = loaders if isinstance(loaders, list | tuple) else [loaders]
-        with isolate_rng():  # an iterator of a stock DataLoader draws a seed
-            self._kept = list(itertools.islice(itertools.chain.from_iterable(flat), self.batches))
-        if not self._kept:
-            raise ValueError("EMAGap needs validation data, and this run's val_dataloader gives no batch")
-
-    @override
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Notes the updates done: under accumulation a batch makes none, with two optimizers two."""
-        self._before = trainer.global_step
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Looks, if this batch passed a multiple of ``every_n_steps``."""
-        if trainer.global_step // self.every_n_steps > self._before // self.every_n_steps:
-            self._look(trainer, pl_module)
-
-    @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._kept = []
-
-    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         started = time.perf_counter()
         average = averaged(trainer, pl_module)
         keeper = next(

@@ -1,17 +1,15 @@
 """`SinkLogger`: which tokens are attention sinks, in which layers, while a model trains."""
 
-import itertools
 import json
 import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import move_data_to_device
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
 
@@ -19,8 +17,9 @@ from zoo import events
 from zoo.attention.layers import find_stack
 from zoo.base import as_dataclass, refuse_sharding
 from zoo.callbacks._only_one import only_one
+from zoo.callbacks._validation_probe import ValidationProbe
 from zoo.io import atomic_write
-from zoo.sinks.analysis import record
+from zoo.sinks.analysis import attention_names, record
 from zoo.sinks.detector import detect
 from zoo.sinks.figures import save_figure
 from zoo.sinks.report import SinkReport, make_report
@@ -29,7 +28,7 @@ from zoo.sinks.sink import Sink, Thresholds
 _NAMED = 4  # sinks that an event names
 
 
-class SinkLogger(Callback):
+class SinkLogger(ValidationProbe):
     """Looks every N updates for attention sinks on a fixed batch, by one forward in evaluation mode.
 
     The batch is the first of the validation data (of the test data in ``trainer.test``), cut to a few
@@ -49,8 +48,10 @@ class SinkLogger(Callback):
         every_n_steps: Updates between two looks.
         probe: Name of the module's method that runs the network on a batch. It must not log.
         sequences: How many of the batch.
+        layers: Layers whose attention is looked at; null for all. States are followed through all.
         queries: Rows of attention that are looked at, drawn evenly; null for all.
         stack: Name of the stack of layers, where a module has several.
+        dirpath: Folder for ``sinks.json`` and ``sinks.png``; the run's own if not given.
         thresholds: What makes a sink.
 
     Raises:
@@ -62,19 +63,20 @@ class SinkLogger(Callback):
         every_n_steps: int = 100,
         probe: str = "loss",
         sequences: int = 4,
+        layers: list[int] | None = None,
         queries: int | None = 256,
         stack: str | None = None,
+        dirpath: str | None = None,
         thresholds: Thresholds = Thresholds(),
     ) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("sequences", sequences), ("queries", queries)):
+        super().__init__(every_n_steps, batches=1)
+        for name, value in (("sequences", sequences), ("queries", queries)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.every_n_steps, self.probe, self.sequences = every_n_steps, probe, sequences
-        self.queries, self.stack = queries, stack
+        self.probe, self.sequences, self.layers = probe, sequences, layers
+        self.queries, self.stack, self.dirpath = queries, stack, dirpath
         self.thresholds = as_dataclass(Thresholds, thresholds, "thresholds")
         self.report: SinkReport | None = None  # the last one, on rank zero
-        self._batch: Any = None
-        self._before = 0
         self._alive: list[list[Any]] | None = None  # [kind, sequence, place] of the last look
 
     @override
@@ -82,61 +84,29 @@ class SinkLogger(Callback):
         """Refuses what cannot be looked at.
 
         Raises:
-            ValueError: the module has no attention, no such stack, or no method of the name; the strategy
-                shards it; or there are two of this callback.
+            ValueError: the module has no attention, or none of the name and numbers that are given, or not
+                the method; the strategy shards it; or there are two of this callback.
         """
         if stage not in ("fit", "test"):
             return
         only_one(self, trainer, "they would write the same files")
         refuse_sharding(pl_module, trainer.strategy)
-        find_stack(pl_module, self.stack)
-        if not callable(getattr(pl_module, self.probe, None)):
-            raise ValueError(
-                f"SinkLogger(probe={self.probe!r}) needs a method of {type(pl_module).__name__} of this "
-                "name, which runs the network on a batch; it has none: name the one that it has, or write it"
-            )
+        attention_names(find_stack(pl_module, self.stack), self.layers)
+        self.check_method(pl_module, "probe", self.probe, "which runs the network on a batch")
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reads the batch.
-
-        Raises:
-            ValueError: the run has no validation data.
-        """
-        self._before = trainer.global_step
-        loaders = trainer.val_dataloaders
-        if not loaders:
-            raise ValueError(
-                "SinkLogger looks at a batch of validation data, and this run has none: give the datamodule "
-                "a val_dataloader, and leave limit_val_batches above 0"
-            )
-        loaders = list(loaders.values()) if isinstance(loaders, dict) else loaders
-        flat = loaders if isinstance(loaders, list | tuple) else [loaders]
-        with isolate_rng():  # an iterator of a stock DataLoader draws a seed
-            batch = next(iter(itertools.chain.from_iterable(flat)), None)
-        if batch is None:
-            raise ValueError("SinkLogger looks at a batch of validation data, and val_dataloader gives none")
-        self._batch = first_items(batch, self.sequences)
+        super().on_train_start(trainer, pl_module)
+        self._kept = [first_items(self._kept[0], self.sequences)]
 
     @override
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Notes the updates done: under accumulation a batch makes none, with two optimizers two."""
-        self._before = trainer.global_step
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Looks, if this batch passed a multiple of ``every_n_steps``."""
-        due = trainer.global_step // self.every_n_steps > self._before // self.every_n_steps
-        if due and trainer.is_global_zero:
-            self._look(trainer, pl_module, self._batch)
+    def look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._look(trainer, pl_module, self._kept[0])
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._batch = None
+        super().on_train_end(trainer, pl_module)
         self._draw(trainer)
 
     @override
@@ -158,10 +128,6 @@ class SinkLogger(Callback):
         self._draw(trainer)
 
     @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._batch = None
-
-    @override
     def state_dict(self) -> dict[str, Any]:
         return {"alive": self._alive}
 
@@ -181,6 +147,7 @@ class SinkLogger(Callback):
             pl_module,
             run,
             stack=self.stack,
+            layers=self.layers,
             norm_ratio=self.thresholds.norm_ratio,
             queries=self.queries,
             step=trainer.global_step,
@@ -189,7 +156,7 @@ class SinkLogger(Callback):
         self._tell_changes(trainer, self.report.sinks)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             whole = {"step": trainer.global_step} | self.report.as_dict()
-            atomic_write(events.run_folder(trainer) / "sinks.json", json.dumps(whole, indent=1) + "\n")
+            atomic_write(self._folder(trainer) / "sinks.json", json.dumps(whole, indent=1) + "\n")
         values = {f"sinks/{name}": x for name, x in self.report.scalars.items() if math.isfinite(x)}
         values["sinks/seconds"] = time.perf_counter() - started
         for logger in trainer.loggers:
@@ -210,19 +177,24 @@ class SinkLogger(Callback):
             which = ", ".join(
                 f"{n} {kind} from layer {start} for {life}" for (kind, start, life), n in levels
             )
-            message = f"{len(born)} attention sinks are new: {which}"
+            message = f"attention sinks born: {which}"
             events.record(trainer, "sinks_born", message, count=len(born))
         if died:
             which = ", ".join(f"{kind} at {sequence}:{place}" for kind, sequence, place in died[:_NAMED])
             more = f" and {len(died) - _NAMED} more" if len(died) > _NAMED else ""
-            message = f"{len(died)} attention sinks are gone: {which}{more}"
+            message = f"attention sinks gone: {which}{more}"
             events.record(trainer, "sinks_died", message, count=len(died))
+
+    def _folder(self, trainer: Trainer) -> Path:
+        folder = events.run_folder(trainer) if self.dirpath is None else Path(self.dirpath).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _draw(self, trainer: Trainer) -> None:
         dev_run = trainer.fast_dev_run  # type: ignore[attr-defined]
         if self.report is None or not trainer.is_global_zero or dev_run:
             return
-        path = events.run_folder(trainer) / "sinks.png"
+        path = self._folder(trainer) / "sinks.png"
         save_figure(path, self.report, f"after {trainer.global_step:,} updates")
         events.record(trainer, "sinks_drawn", f"attention sinks: {events.display_path(path)}", path=path.name)
 

@@ -167,9 +167,9 @@ def test_births_and_deaths_are_told_once(tmp_path: Path) -> None:
         (
             2,
             "sinks_born",
-            "2 attention sinks are new: 1 primary from layer 2 for 8, 1 secondary from layer 5 for 3",
+            "attention sinks born: 1 primary from layer 2 for 8, 1 secondary from layer 5 for 3",
         ),
-        (4, "sinks_died", "1 attention sinks are gone: secondary at 0:17"),
+        (4, "sinks_died", "attention sinks gone: secondary at 0:17"),
     ]
     assert [name for _, name, _ in events(tmp_path)] == ["sinks_born", "sinks_died", "sinks_drawn"]
     other = SinkLogger()
@@ -182,6 +182,15 @@ def test_a_test_reports_once(tmp_path: Path) -> None:
     trainer(tmp_path, logger).test(Fixed(), verbose=False)
     assert logger.report is not None and len(logger.report.sinks) == 2
     assert [name for _, name, _ in events(tmp_path)] == ["sinks_born", "sinks_drawn"]
+
+
+def test_some_layers_and_a_folder(tmp_path: Path) -> None:
+    """Sinks are found with the attention of few layers; the files go where they are asked to go."""
+    logger = SinkLogger(every_n_steps=1, layers=[6, 4], dirpath=str(tmp_path / "a" / "b"))
+    trainer(tmp_path, logger, max_steps=1).fit(Fixed())
+    assert logger.report is not None and logger.report.curves["attention_layer"] == [4, 6]
+    assert [sink.kind for sink in logger.report.sinks] == ["primary", "secondary"]
+    assert {path.name for path in (tmp_path / "a" / "b").iterdir()} == {"sinks.json", "sinks.png"}
 
 
 def test_a_fast_dev_run_leaves_no_file(tmp_path: Path) -> None:
@@ -225,6 +234,7 @@ class NoAttention(ToyClassifier):
         (NoAttention, {}, "NoAttention has no layers with attention"),
         (AttentionToy, {"probe": "looses"}, r"probe='looses'\) needs a method of AttentionToy of this name"),
         (AttentionToy, {"stack": "layers"}, "stack must be one of"),
+        (AttentionToy, {"layers": [1, 4]}, r"layers must be numbers .* among 0, 1, 2, 3; got \[1, 4\]"),
     ],
 )
 def test_what_cannot_be_looked_at_is_said_before_training(
@@ -235,9 +245,7 @@ def test_what_cannot_be_looked_at_is_said_before_training(
 
 
 def test_no_validation_data(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="SinkLogger looks at a batch of validation data, and this run has none"
-    ):
+    with pytest.raises(ValueError, match="SinkLogger needs validation data, and this run has none"):
         trainer(tmp_path, SinkLogger(), limit_val_batches=0).fit(AttentionToy(), datamodule=Digits(seed=0))
 
 

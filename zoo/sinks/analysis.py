@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo._modes import evaluating
-from zoo.attention.layers import find_stack
+from zoo.attention.layers import Layer, find_stack
 from zoo.attention.watch import watch_attention
 from zoo.sinks.attention import AttentionRecord, AttentionRecorder
 from zoo.sinks.detector import detect
@@ -24,6 +24,7 @@ def record(
     documents: Tensor | None = None,
     *,
     stack: str | None = None,
+    layers: Sequence[int] | None = None,
     norm_ratio: float = 10.0,
     queries: int | None = None,
     seed: int = 0,
@@ -39,6 +40,7 @@ def record(
         valid: (B, T) bool: tokens that are not padding; None for all that the layers are given.
         documents: (B, T) ids of packed documents; None for one a sequence.
         stack: Name of the stack; None for that of the language model, or the largest.
+        layers: Layers whose attention is looked at; None for all that have any.
         norm_ratio: A token is followed from where its norm is this many times the median.
         queries: Rows of attention that are looked at, drawn evenly; None for all.
         seed: Seed of the draw.
@@ -47,10 +49,10 @@ def record(
     Raises:
         ValueError: the model has no layers with attention, or its layers have other tokens.
     """
-    layers = find_stack(model, stack)
-    states = StateRecorder(layers, valid, documents, find_final_norm(model, layers), norm_ratio)
-    attention = AttentionRecorder(layers, valid, documents, queries, seed, step)
-    names = list(attention.places)
+    found = find_stack(model, stack)
+    states = StateRecorder(found, valid, documents, find_final_norm(model, found), norm_ratio)
+    attention = AttentionRecorder(found, valid, documents, queries, seed, step)
+    names = attention_names(found, layers)
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with (
         torch.no_grad(),
@@ -61,6 +63,23 @@ def record(
     ):
         run()
     return states.states(), attention.record()
+
+
+def attention_names(stack: Sequence[Layer], layers: Sequence[int] | None) -> list[str]:
+    """Names of the attention of some layers of a stack, or of all that have any.
+
+    Raises:
+        ValueError: a layer does not exist, or has no softmax attention.
+    """
+    names = {layer.index: layer.attention_name for layer in stack if layer.attention is not None}
+    if layers is None:
+        return list(names.values())
+    if not layers or not set(layers) <= names.keys():
+        raise ValueError(
+            f"layers must be numbers of layers with softmax attention, among "
+            f"{', '.join(map(str, names))}; got {list(layers)}"
+        )
+    return [names[layer] for layer in sorted(set(layers))]
 
 
 def analyze(
@@ -74,6 +93,7 @@ def analyze(
     texts: Callable[[Sequence[int]], Sequence[str]] | None = None,
     thresholds: Thresholds = Thresholds(),
     stack: str | None = None,
+    layers: Sequence[int] | None = None,
     queries: int | None = None,
     seed: int = 0,
 ) -> SinkReport:
@@ -92,6 +112,7 @@ def analyze(
         texts: Writes ids as text, for the report (``tokenizer.convert_ids_to_tokens``).
         thresholds: What makes a sink.
         stack: Name of the stack of layers (`zoo.attention.stacks`).
+        layers: Layers whose attention is looked at; None for all that have any.
         queries: Rows of attention that are looked at, drawn evenly; None for all, which is exact.
         seed: Seed of the draw.
 
@@ -126,6 +147,7 @@ def analyze(
         valid,
         documents,
         stack=stack,
+        layers=layers,
         norm_ratio=thresholds.norm_ratio,
         queries=queries,
         seed=seed,

@@ -8,6 +8,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from pool import Pool
+from ranks import look_for_sinks_on_rank
+from tiny_models import LLAVA, images_and_tokens
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from toys import AttentionToy, ToyClassifier
@@ -16,6 +19,7 @@ from zoo.attention import AttentionCall, rows, watch_attention
 from zoo.callbacks import WSDS, ExactResume, SinkLogger
 from zoo.datamodules import BigramBackcopy, Digits
 from zoo.flow import DiT, MeanFlow
+from zoo.hf import build_network
 from zoo.lm import CausalLM
 from zoo.schedules import wsds
 from zoo.sinks import Planted, planted_llama, planted_tokens
@@ -121,6 +125,57 @@ def test_beside_wsds(tmp_path: Path) -> None:
         callbacks[0].fit(run, model, datamodule=Digits(seed=0))  # type: ignore[attr-defined]
         ends.append(model.state_dict())
     assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
+
+
+class VisionLanguage(LightningModule):
+    """Somebody's module around a stock vision-language model of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = build_network(LLAVA, seed=0, task="image-text-to-text")
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.network(**batch, labels=batch["input_ids"]).loss
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return self.loss(batch)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        pass
+
+    def train_dataloader(self) -> Any:
+        return DataLoader([images_and_tokens()] * 4, batch_size=None)  # type: ignore[arg-type]
+
+    val_dataloader = train_dataloader
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("stack", "layers", "tokens"),
+    [(None, 1, 7), ("network.model.vision_tower.encoder.layers", 2, 5)],
+)
+def test_a_vision_language_model(stack: str | None, layers: int, tokens: int, tmp_path: Path) -> None:
+    """The layers of its language model, or others by name; training is left as it is."""
+    logger = SinkLogger(every_n_steps=2, stack=stack)
+    ends = []
+    for callbacks in ([logger], []):
+        model = VisionLanguage()
+        trainer(tmp_path, *callbacks).fit(model)
+        ends.append(model.state_dict())
+    assert logger.report is not None and (logger.report.layers, logger.report.tokens) == (layers, tokens)
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+@pytest.mark.slow
+def test_two_processes(pool: Pool, tmp_path: Path) -> None:
+    """Rank zero looks, both train on as without, and the files are written once."""
+    (looked, plain, scalars), (others, _, nothing) = pool.run(look_for_sinks_on_rank, str(tmp_path))
+    assert all(torch.equal(value, plain[name]) for name, value in looked.items())
+    assert all(torch.equal(value, others[name]) for name, value in looked.items())
+    assert scalars is not None and nothing is None
+    assert len(list(tmp_path.rglob("sinks.json"))) == len(list(tmp_path.rglob("sinks.png"))) == 1
 
 
 class Fixed(LightningModule):

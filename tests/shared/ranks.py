@@ -176,3 +176,25 @@ def write_texts_on_rank(folder: str) -> None:
         enable_progress_bar=False, callbacks=[TextWriter()],
     )  # fmt: skip
     trainer.predict(_Writes(), DataLoader(items, batch_size=2), return_predictions=False)
+
+
+def look_for_sinks_on_rank(folder: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, float] | None]:
+    """Weights of two processes with a SinkLogger and without, and what this process's one reported."""
+    from lightning.pytorch.loggers import CSVLogger
+    from toys import AttentionToy
+
+    from zoo.callbacks import SinkLogger
+
+    ends = []
+    logger = SinkLogger(every_n_steps=2, sequences=3, queries=None)
+    for callbacks in ([logger], []):
+        torch.manual_seed(0)
+        model = AttentionToy()
+        trainer = Trainer(
+            accelerator="cpu", strategy="ddp", devices=2, max_steps=4, callbacks=callbacks,
+            logger=CSVLogger(folder, "looks" if callbacks else "plain", ""), enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, limit_val_batches=1,
+        )  # fmt: skip
+        trainer.fit(model, datamodule=Digits(50, seed=0))
+        ends.append(model.state_dict())
+    return ends[0], ends[1], None if logger.report is None else logger.report.scalars

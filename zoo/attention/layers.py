@@ -89,8 +89,9 @@ def find_stack(model: nn.Module, name: str | None = None) -> list[Layer]:
         if name not in found:
             raise ValueError(f"stack must be one of {', '.join(found)}, got {name!r}")
         return found[name]
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
+    configs = (getattr(module, "config", None) for module in model.modules())  # the outermost first
+    config: Any = next((config for config in configs if hasattr(config, "get_text_config")), None)
+    if config is not None:
         text = config.get_text_config()
         count, width = (getattr(text, key, None) for key in ("num_hidden_layers", "hidden_size"))
         fitting = [

@@ -5,13 +5,14 @@ Functions must be importable by name (they live in this folder), arguments and r
 poses as one rank of a torchrun launch, so a Trainer inside picks its rank up and launches nothing.
 """
 
-import multiprocessing
 import os
 import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+
+from forked import CONTEXT
 
 WORLD_SIZE = 2
 
@@ -45,15 +46,14 @@ class Pool:
     """Two processes that form one gloo group."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self._connections = []
         self._processes = []
         for rank in range(WORLD_SIZE):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_worker, args=(rank, port, theirs), daemon=True)
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_worker, args=(rank, port, theirs), daemon=True)
             process.start()
             self._connections.append(ours)
             self._processes.append(process)

@@ -6,8 +6,6 @@ import pickle
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import CONTEXT, save_forever
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, ModelCheckpoint
 from toys import ToyClassifier
@@ -155,27 +154,17 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert [item.name for item in tmp_path.iterdir()] == ["x.ckpt"]
 
 
-SAVE_FOREVER = """
-import sys, torch
-from zoo.io import AtomicCheckpointIO
-n = 0
-while True:
-    n += 1
-    weights = {f"w{k}": torch.full((400_000,), float(n)) for k in range(4)}
-    AtomicCheckpointIO().save_checkpoint({"state_dict": weights, "n": n}, sys.argv[1])
-    print(n, flush=True)
-"""
-
-
 def test_a_kill_leaves_a_whole_file(tmp_path: Path) -> None:
     path, draw = tmp_path / "x.ckpt", random.Random(0)
-    for _ in range(3):
-        command = [sys.executable, "-c", SAVE_FOREVER, str(path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(0.05 * draw.random())
-            process.kill()
+    for _ in range(20):
+        ours, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=save_forever, args=(path, theirs))
+        process.start()
+        assert ours.poll(60) and ours.recv() == 1
+        time.sleep(0.05 * draw.random())
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         loaded = load_checkpoint(path)
         assert all(bool((value == loaded["n"]).all()) for value in loaded["state_dict"].values())
     remove_temporary(tmp_path)

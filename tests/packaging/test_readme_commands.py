@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from forked import run_zoo
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 BLOCKS = [
@@ -22,16 +23,17 @@ LLAMA = {
     "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 16,
     "tie_word_embeddings": True,
 }  # fmt: skip
-# Overlays that shorten configs. The lengths of schedules stay, since commands name their checkpoints.
+# Overlays that shorten configs. Schedules take a tenth of their updates, see `tenth`.
 SMALL: dict[str, dict[str, Any]] = {
     "quickstart": {
         "trainer": {"max_steps": 33, "val_check_interval": 11},
         "model": {"init_args": {"network": {"init_args": {"depth": 1}}}},
     },
     "stdlib_wsds": {
-        "trainer": {"limit_val_batches": 1, "val_check_interval": 400},
+        "trainer": {"limit_val_batches": 1, "val_check_interval": 4},
         "model": {"init_args": {"config": LLAMA}},
-        "data": {"init_args": {"vocab_size": 300, "context": 8, "batch_size": 2}},
+        # A tokenizer in a second, not in ten; tests/configs has the text of the config.
+        "data": {"init_args": {"source": "pydoc_topics", "vocab_size": 300, "context": 8, "batch_size": 2}},
     },
     "my_config": {},
 }
@@ -60,8 +62,10 @@ def shortened(words: list[str]) -> list[str]:
     if words[0] != "fit" or not named:
         return words
     family = "stdlib_wsds" if "longer" in named or "wsds" in named else Path(named).stem
-    flags = [f"--{key}={json.dumps(value)}" for key, value in leaves(SMALL[family])]
-    return [*words, "--trainer.enable_progress_bar=false", *flags]
+    settings = leaves(SMALL[family])
+    flags = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings]
+    overlay = ["--config", "short.yaml"] if named == "lm/stdlib_wsds" else []
+    return [*words, *overlay, "--trainer.enable_progress_bar=false", *flags]
 
 
 def leaves(overlay: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -73,11 +77,31 @@ def leaves(overlay: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(value, f"{path}.{key}" if path else key)
 
 
-def run(line: str, folder: Path) -> str:
+def tenth(text: str) -> str:
+    """A config of budgets, or the name of a checkpoint, with a tenth of the updates."""
+    text = re.sub(r"(budgets: \[.*\])", lambda found: re.sub(r"0\b", "", found[1]), text)
+    text = text.replace("warmup: 40 ", "warmup: 4 ").replace("warmup: 40\n", "warmup: 4\n")
+    return re.sub(r"(wsds-budget\d+)0(-\w+-step\d+)0\.ckpt", r"\1\2.ckpt", text)
+
+
+def run(line: str, folder: Path, fresh: bool = False) -> str:
+    """What a command printed.
+
+    Args:
+        line: As a hook types it.
+        folder: Where it is typed.
+        fresh: In an interpreter of its own; else in a fork of one that has the imports done.
+    """
     words = shortened(shlex.split(line, comments=True)[1:])
-    done = subprocess.run([sys.executable, "-m", "zoo", *words], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    if fresh:
+        command = [sys.executable, "-m", "zoo", *words]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        code, said = done.returncode, done.stdout + done.stderr
+    else:
+        log = folder / "log.txt"
+        code, said = run_zoo(words, folder, log), log.read_text()
+    assert code == 0, f"{line}\n{said}"
+    return said
 
 
 def test_there_are_commands() -> None:
@@ -90,13 +114,18 @@ def test_commands_run_to_their_end(lines: list[str], tmp_path: Path) -> None:
     [config] = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
     (tmp_path / "my_config.yaml").write_text(config)
     (tmp_path / "my_package.py").write_text(MY_PACKAGE)
-    run("zoo cp lm/stdlib_wsds longer.yaml", tmp_path)
-    text = (tmp_path / "longer.yaml").read_text()
-    longer = text.replace("[400, 800, 1600]", "[400, 800, 1700]")  # the README's 3,200 take twice the time
+    run("zoo cp lm/stdlib_wsds whole.yaml", tmp_path)
+    text = (tmp_path / "whole.yaml").read_text()
+    longer = text.replace("[400, 800, 1600]", "[400, 800, 3200]")
     assert longer != text
-    (tmp_path / "longer.yaml").write_text(longer)
-    for line in lines:
-        run(line, tmp_path)
+    (tmp_path / "longer.yaml").write_text(tenth(longer))
+    callbacks = yaml.safe_load(tenth(text))["trainer"]["callbacks"]
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+    said = [run(tenth(line), tmp_path, fresh=number == 0) for number, line in enumerate(lines)]
+    for budget, step in re.findall(r"wsds-budget(\d+)-pre-step(\d+)\.ckpt", "\n".join(lines)):
+        # A tenth of the schedule was run; the names of the whole one are those of its plan.
+        assert lines[0].startswith("zoo plan lm/stdlib_wsds ")
+        assert re.search(rf"^{int(budget):,} +{int(step):,} ", said[0], flags=re.M)
     runs = [path.parent for path in tmp_path.glob("runs/**/config.yaml") if path.parent.name == "version_0"]
     assert runs
     assert all(yaml.safe_load((folder / "config.yaml").read_text())["model"] for folder in runs)

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
+_SECONDS = 600  # of one command, on a machine that does other things too
 CONTEXT.set_forkserver_preload(["lightning.pytorch", "zoo._cli.trainer_cli"])
 
 
@@ -24,8 +25,10 @@ def run_zoo(words: list[str], folder: Path, log: Path) -> int:
     """
     process = CONTEXT.Process(target=_zoo, args=(words, folder, log, dict(os.environ)))
     process.start()
-    process.join()
-    assert process.exitcode is not None
+    process.join(_SECONDS)
+    if process.exitcode is None:
+        process.kill()
+        raise TimeoutError(f"zoo {' '.join(words)} took more than {_SECONDS} s: {log.read_text()[-1000:]}")
     return process.exitcode
 
 
